@@ -1,0 +1,1 @@
+"""Simulation and chaos: the programs that break ZephyrCache on purpose."""

@@ -1,0 +1,1 @@
+"""What clients speak: HTTP, its semantics and the debug views."""

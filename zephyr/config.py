@@ -1,0 +1,319 @@
+"""Every setting: its default, unit, bounds and reason, and how its text is read.
+
+Pure: reading flags, the environment and files is the command line's business (`zephyr.cli`), which
+hands raw texts to `parse_setting`. Durations are float seconds inside the program and `10s`, `500ms`,
+`2m`, `1h`, `7d` outside; sizes are bytes inside and `256MiB` outside.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from zephyr.errors import ConfigError
+
+NODE_ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CLUSTER_NAMES_RESERVED = frozenset({"members", "settings", "evictions"})
+"""Cluster names that would collide with etcd keys of the cluster `dev`."""
+CLUSTER_DEFAULT = "dev"
+KEY_BYTES_MAX = 1024
+"""Longest key, after percent-decoding (http.md)."""
+SLOTS = 16384
+"""Redis Cluster's number of hash slots."""
+HASH_VERSION = 1
+"""Names the placement: CRC16 slots, mmh3 64-bit tokens, midpoint walk. Any change to it is a new number."""
+MEMBERS_MAX = 200
+"""Largest ring; a larger one is refused, since a ring's table is built from members x virtual nodes."""
+
+Kind = Literal[
+    "text", "id", "zone", "cluster", "address", "addresses", "duration", "bytes", "count", "number", "quorum"
+]
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)?")
+_DURATION_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", re.IGNORECASE)
+_BYTES_UNIT = {
+    None: 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 1000, "mb": 1000**2, "gb": 1000**3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """How one setting is read, bounded and explained."""
+
+    kind: Kind
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    secret: bool = False
+
+
+def _setting(
+    default: Any,
+    kind: Kind,
+    help_text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:  # a dataclass field, typed by its annotation
+    return field(default=default, metadata={"spec": Spec(kind, help_text, low, high, choices, secret)})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a node, parsed and within bounds. Field names are the flags' with underscores."""
+
+    id: str = _setting("", "id", "Name of this node, unique in the cluster. Default: the host name.")
+    cluster: str = _setting(CLUSTER_DEFAULT, "cluster", "Name of the cluster; nodes of another one are refused.")
+    http: str = _setting("127.0.0.1:8080", "address", "Where clients are served.")
+    gossip: str = _setting("127.0.0.1:7946", "address", "UDP address of this node, announced to the others.")
+    peer: str = _setting("127.0.0.1:7846", "address", "Where peers are served.")
+    advertise: str = _setting(
+        "", "text", "Host announced to the others. Default: the bound host, or the default route's when bound to all."
+    )
+    join: tuple[str, ...] = _setting(
+        (), "addresses", "Peer addresses HOST:PORT,... of the other nodes; used where --etcd is none."
+    )
+    etcd: tuple[str, ...] = _setting(
+        ("127.0.0.1:2379",), "addresses", "etcd endpoints HOST:PORT,..., or none for a static cluster."
+    )
+    etcd_ca: str = _setting("", "text", "File of PEM certificates that sign etcd's; turns TLS on.")
+    etcd_cert: str = _setting("", "text", "File of this node's PEM client certificate for etcd.")
+    etcd_key: str = _setting("", "text", "File of the PEM key of --etcd-cert.")
+    etcd_user: str = _setting("", "text", "etcd user name, with --etcd-password.")
+    etcd_password: str = _setting("", "text", "etcd password; better in the environment than in a flag.", secret=True)
+    etcd_timeout: float = _setting(
+        2.0, "duration", "Deadline of each etcd call: two of them fit between two keep-alives.", low=0.1, high=60
+    )
+    replicas: int = _setting(3, "count", "Copies of each key (N). The same on every node.", low=1, high=7)
+    read_quorum: str = _setting("quorum", "quorum", "Replicas that must answer a read: 1, quorum, all or a number.")
+    write_quorum: str = _setting(
+        "quorum", "quorum", "Replicas that must acknowledge a write: 1, quorum, all or a number."
+    )
+    request_timeout: float = _setting(
+        2.0, "duration", "Deadline of a client's request unless it names its own.", low=0.01, high=60
+    )
+    memory: int = _setting(256 << 20, "bytes", "Bound of keys, values and their overhead.", low=1 << 20, high=1 << 40)
+    eviction: str = _setting("sieve", "text", "Which entry goes when the bound is reached.", choices=("sieve", "lru"))
+    tombstone_memory: int = _setting(
+        16 << 20, "bytes", "Bound of the marks that deletions leave.", low=1 << 16, high=1 << 36
+    )
+    tombstone_grace: float = _setting(
+        3600.0, "duration", "How long a deletion's mark is kept at least.", low=1, high=30 * 86400
+    )
+    ghosts_max: int = _setting(
+        100_000, "count", "Marks kept of expired and evicted entries, so that no peer brings them back.",
+        low=100, high=10_000_000,
+    )  # fmt: skip
+    virtual_nodes: int = _setting(
+        1024, "count", "Tokens of a member of weight 1. The same everywhere.", low=16, high=4096
+    )
+    weight: float = _setting(1.0, "number", "This node's share of keys, relative to the others'.", low=0.1, high=10)
+    zone: str = _setting("", "zone", "Failure domain; replicas are spread over zones.")
+    lease_ttl: float = _setting(
+        10.0, "duration", "A node silent for this long leaves the ring. Whole seconds, as etcd counts.", low=2, high=300
+    )
+    takeover_max: float = _setting(
+        10.0,
+        "duration",
+        "Longest time the last ring is held while members register with a wiped etcd.",
+        low=0,
+        high=300,
+    )
+    value_max: int = _setting(1 << 20, "bytes", "Largest value; a larger one is answered 413.", low=1, high=64 << 20)
+    connections_max: int = _setting(
+        10_000, "count", "Client connections; the one idle longest is closed for a new one.", low=1, high=1_000_000
+    )
+    drain_timeout: float = _setting(
+        10.0, "duration", "Time to leave in on SIGTERM, before the node stops all the same.", low=0.1, high=600
+    )
+    log_format: str = _setting("console", "text", "Form of the log on stderr.", choices=("console", "json"))
+    log_level: str = _setting("info", "text", "Least level logged.", choices=("debug", "info", "warning", "error"))
+
+    @property
+    def lease_ttl_s(self) -> int:
+        """The lease's time to live in whole seconds, as etcd grants it."""
+        return round(self.lease_ttl)
+
+    def quorum(self, text: str, replicas: int) -> int:
+        """Turn `1`, `quorum`, `all` or a number into a count out of `replicas`; may exceed it."""
+        if text == "quorum":
+            return replicas // 2 + 1
+        return replicas if text == "all" else int(text)
+
+
+SPECS: dict[str, Spec] = {item.name: item.metadata["spec"] for item in fields(Settings)}
+DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(Settings)}
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting: `lease_ttl` -> `--lease-ttl`."""
+    return "--" + name.replace("_", "-")
+
+
+def environment_variable(name: str) -> str:
+    """Return the environment variable of a setting: `lease_ttl` -> `ZEPHYR_LEASE_TTL`."""
+    return "ZEPHYR_" + name.upper()
+
+
+def parse_duration_s(text: str) -> float:
+    """Read `30`, `1.5s`, `500ms`, `5m`, `2h`, `7d` as seconds. Raise ValueError for anything else."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return float(match[1]) * _DURATION_UNIT_S[match[2]]
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split `host:port` (IPv6 in brackets); the port is 0 to 65535. Raise ValueError for anything else."""
+    host, separator, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(text)
+    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(text)
+    return host, int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    """Join a host and a port, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """Read one setting from its text.
+
+    Raises ConfigError, with one line that names the flag, the text and what was expected.
+    """
+    spec = SPECS[name]
+    try:
+        value = _read(spec, text.strip())
+    except ValueError:
+        raise ConfigError(f"{flag(name)}: {text!r} is not {_EXPECTED[spec.kind]}") from None
+    if spec.choices and value not in spec.choices:
+        raise ConfigError(f"{flag(name)}: {text!r} is none of {', '.join(spec.choices)}")
+    if (spec.low is not None and value < spec.low) or (spec.high is not None and value > spec.high):
+        low, high = (format_value(spec, bound) for bound in (spec.low, spec.high))
+        raise ConfigError(f"{flag(name)}: {text} is not between {low} and {high}")
+    return value
+
+
+_EXPECTED: dict[str, str] = {
+    "text": "a text",
+    "id": "1 to 64 of the characters A-Z a-z 0-9 . _ -",
+    "zone": "up to 64 of the characters A-Z a-z 0-9 . _ -",
+    "cluster": f"1 to 64 of the characters A-Z a-z 0-9 . _ - and none of {', '.join(sorted(CLUSTER_NAMES_RESERVED))}",
+    "address": "HOST:PORT",
+    "addresses": "HOST:PORT,... or none",
+    "duration": "a duration such as 500ms, 10s, 2m, 1h or 7d",
+    "bytes": "a size such as 64KiB, 256MiB or 2GiB",
+    "count": "a whole number",
+    "number": "a number",
+    "quorum": "1, quorum, all or a whole number above 0",
+}
+
+
+def _read(spec: Spec, text: str) -> Any:
+    match spec.kind:
+        case "duration":
+            return parse_duration_s(text)
+        case "bytes":
+            return _parse_bytes(text)
+        case "count":
+            return int(text)
+        case "number":
+            return _parse_number(text)
+        case "address":
+            parse_address(text)
+            return text
+        case "addresses":
+            return _parse_addresses(text)
+        case "quorum":
+            return _parse_quorum(text)
+        case "id" | "zone" | "cluster":
+            return _parse_name(spec.kind, text)
+        case "text":
+            return text
+
+
+def _parse_bytes(text: str) -> int:
+    match = _BYTES.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return int(float(match[1]) * _BYTES_UNIT[match[2] and match[2].lower()])
+
+
+def _parse_number(text: str) -> float:
+    number = float(text)
+    if number != number or number in (float("inf"), float("-inf")):  # noqa: PLR0124  # NaN differs from itself
+        raise ValueError(text)
+    return number
+
+
+def _parse_addresses(text: str) -> tuple[str, ...]:
+    if text in ("", "none"):
+        return ()
+    addresses = tuple(part.strip() for part in text.split(","))
+    for address in addresses:
+        parse_address(address)
+    return addresses
+
+
+def _parse_quorum(text: str) -> str:
+    if text not in ("quorum", "all") and int(text) < 1:
+        raise ValueError(text)
+    return text
+
+
+def _parse_name(kind: str, text: str) -> str:
+    if kind == "zone" and not text:
+        return text
+    if not NODE_ID_PATTERN.fullmatch(text) or (kind == "cluster" and text in CLUSTER_NAMES_RESERVED):
+        raise ValueError(text)
+    return text
+
+
+def validated(settings: Settings) -> Settings:
+    """Check what no single setting can tell. Raises ConfigError with one line."""
+    for name in ("read_quorum", "write_quorum"):
+        wanted = getattr(settings, name)
+        if settings.quorum(wanted, settings.replicas) > settings.replicas:
+            raise ConfigError(f"{flag(name)}: {wanted} is more than --replicas {settings.replicas}")
+    if not settings.id:
+        raise ConfigError("--id: a node needs a name, and the host has none")
+    if bool(settings.etcd_cert) != bool(settings.etcd_key):
+        raise ConfigError("--etcd-cert and --etcd-key go together")
+    if bool(settings.etcd_user) != bool(settings.etcd_password):
+        raise ConfigError("--etcd-user and --etcd-password go together")
+    if settings.value_max + (64 << 10) > settings.memory:
+        raise ConfigError(f"--value-max: {settings.value_max} bytes do not fit into --memory {settings.memory}")
+    return settings
+
+
+def format_value(spec: Spec, value: Any) -> str:
+    """Write a setting's value as its text, so that `parse_setting` reads it back."""
+    if spec.secret and value:
+        return "********"
+    match spec.kind:
+        case "duration":
+            return _format_scaled(value, (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)), ("ms", 0.001))
+        case "bytes":
+            return _format_scaled(value, (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)), ("", 1))
+        case "addresses":
+            return ",".join(value) or "none"
+        case "number":
+            return f"{value:g}"
+        case _:
+            return str(value)
+
+
+def _format_scaled(value: float, units: tuple[tuple[str, int], ...], smallest: tuple[str, float]) -> str:
+    for unit, scale in units:
+        if value >= scale and value % scale == 0:
+            return f"{value / scale:.0f}{unit}"
+    return f"{value / smallest[1]:.0f}{smallest[0]}"

@@ -1,0 +1,1 @@
+"""The etcd witness: registrations under leases."""

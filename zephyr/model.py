@@ -1,0 +1,179 @@
+"""The nouns of the system: small immutable values that every layer shares.
+
+Nothing here decides anything. Times are never fetched: an `Instant` is handed in.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+NodeId: TypeAlias = str
+"""Matches `[A-Za-z0-9._-]{1,64}`; see `zephyr.config.NODE_ID_PATTERN`."""
+
+Address: TypeAlias = str
+"""`host:port`; an IPv6 host stands in brackets."""
+
+Version: TypeAlias = bytes
+"""16 bytes that compare as the versions do: hybrid logical clock, then the writer's tag (`zephyr.store.record`)."""
+
+MemberState: TypeAlias = Literal["joining", "serving", "leaving"]
+Authority: TypeAlias = Literal["both", "etcd", "gossip", "relayed", "held", "static", "none"]
+EtcdState: TypeAlias = Literal["connected", "relayed", "unreachable", "off"]
+EtcdWitness: TypeAlias = Literal["registered", "absent", "unreachable", "off"]
+
+PROTOCOL_MIN = 1
+"""Oldest peer protocol this program speaks."""
+PROTOCOL_MAX = 1
+"""Newest peer protocol this program speaks."""
+
+
+class Instant(NamedTuple):
+    """The only clock value in the core: one reading of both clocks, taken by the shell."""
+
+    monotonic_s: float
+    """Seconds of a clock that never steps: all time-outs."""
+    unix_ms: int
+    """Milliseconds since 1970, UTC: versions and TTL deadlines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One life of one node, as it announces itself."""
+
+    id: NodeId
+    http: Address
+    gossip: Address
+    peer: Address
+    epoch: int
+    """Boot epoch, unix ms at least: orders two lives of one id."""
+    weight: float = 1.0
+    zone: str = ""
+    state: MemberState = "serving"
+    protocol: tuple[int, int] = (PROTOCOL_MIN, PROTOCOL_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A member as etcd holds it."""
+
+    member: Member
+    mod_revision: int
+    lease_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """One row of a cluster view: what each witness says of a member, and what follows."""
+
+    member: Member
+    etcd: EtcdWitness
+    etcd_revision: int
+    etcd_since_s: float
+    """Monotonic seconds at which `etcd` took its value."""
+    in_ring: bool
+    routable: bool
+    verdict: str
+    reason: str
+    """One sentence for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdStatus:
+    """How this node stands with etcd."""
+
+    state: EtcdState
+    revision: int
+    lease_deadline_s: float | None
+    """Monotonic seconds until which the lease is known to live; None without a lease."""
+    reason: str
+    """Why it is unreachable, or what it waits for; empty when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """What this node believes about the cluster at one moment."""
+
+    authority: Authority
+    authority_since_s: float
+    etcd: EtcdStatus
+    generation: int
+    """Unix ms of the writing of the cluster's settings: orders views across a wiped etcd."""
+    revision: int
+    digest: bytes
+    """8 bytes that identify the ring: equal digests, equal owners."""
+    members: tuple[MemberView, ...]
+    """Sorted by id."""
+    owners: tuple[NodeId, ...]
+    """Ids of the ring's members, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEntry:
+    """Something that happened, for people: shown at /debug/timeline and logged."""
+
+    at_unix_ms: int
+    kind: str
+    member: NodeId
+    source: Literal["gossip", "etcd", "ring", "repair", "authority", "node"]
+    detail: str
+
+
+class Failure(enum.Enum):
+    """Why a request did not succeed. Values are the stable last part of the problem type."""
+
+    UNAVAILABLE = "unavailable"
+    """Too few replicas can be reached; nothing was applied anywhere."""
+    UNKNOWN = "outcome-unknown"
+    """The deadline passed after something was sent; it may or may not have been applied."""
+    TOO_LARGE = "memory-bound"
+    """The item is larger than the memory bound; nothing was evicted."""
+    OVERLOADED = "overloaded"
+    """A bounded queue is full; nothing was done."""
+    CLOCK_SKEW = "clock-skew"
+    """A replica refused the stamp as too far ahead of its clock; nothing was applied."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The end of one client request. Not frozen: built on the request path."""
+
+    failure: Failure | None = None
+    detail: str = ""
+    record: bytes | None = None
+    """Reads: the packed live record, or None when the key is absent."""
+    version: Version = b""
+    """Writes: the version written."""
+    existed: bool = False
+    """Writes: a live value stood there before, on some replica that answered."""
+    answered: int = 1
+    """Replicas that answered by the time the outcome was made."""
+    asked: int = 1
+    """Replicas that were asked."""
+
+
+@dataclass(slots=True)
+class ReadRequest:
+    """A client's read of one key, understood and within bounds."""
+
+    key: bytes
+    quorum: str | None = None
+    """`1`, `quorum`, `all` or a number; None: the cluster's."""
+    timeout_s: float | None = None
+    """None: the cluster's."""
+
+
+@dataclass(slots=True)
+class WriteRequest:
+    """A client's write or deletion of one key, understood and within bounds."""
+
+    key: bytes
+    value: bytes | None
+    """None deletes."""
+    content_type: bytes = b""
+    """Empty: application/octet-stream."""
+    ttl_ms: int | None = None
+    """None: no deadline."""
+    quorum: str | None = None
+    timeout_s: float | None = None

@@ -1,0 +1,1 @@
+"""The protocol that nodes speak to each other."""

@@ -1,0 +1,1 @@
+"""One machine per read or write, and the table of those in flight."""

@@ -1,0 +1,1 @@
+"""Where keys live: slots and the consistent-hash ring."""

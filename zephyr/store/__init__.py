@@ -1,0 +1,1 @@
+"""What this node remembers: entries by slot, with versions, deadlines and bounds."""
