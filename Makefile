@@ -1,0 +1,40 @@
+# Every target does its own set-up: a fresh machine needs Python >= 3.11 with its venv module, and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SEEDS ?= 500
+NODES ?= 5
+
+.PHONY: help demo test check simulate clean
+
+help:
+	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
+	@echo "make test      all tests"
+	@echo "make check     ruff, mypy --strict, import contracts"
+	@echo "make simulate  random runs in virtual time: SEEDS=$(SEEDS) NODES=$(NODES)"
+	@echo "make clean     remove what the targets made"
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/zephyr demo $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+simulate: $(INSTALLED)
+	$(BIN)/python -m chaos.simulate --seeds $(SEEDS) --nodes $(NODES)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

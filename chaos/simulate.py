@@ -1,0 +1,251 @@
+"""Random runs of the simulator: faults for a minute, then healing, then what must hold.
+
+    python -m chaos.simulate --seeds 500            many seeds, over all cores
+    python -m chaos.simulate --seed 17 --log        one seed, with its event log
+
+What must hold: invariants after every event; a ring once seen is never empty; every value read was
+written; and `HEAL_MAX_S` after the last fault all nodes are registered, their rings are equal and
+contain all of them, and a value written through one node is read through each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import hashlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+
+from chaos.simulator import Simulation
+from zephyr.config import Settings
+from zephyr.model import Outcome, ReadRequest, WriteRequest
+
+FAULTS_S = 60.0
+"""Faults are injected for so long."""
+LEASE_TTL_S = 10
+HEAL_MAX_S = 2 * LEASE_TTL_S + 5
+"""Longest time from the last fault to equal rings: a lease that a restarted etcd renewed, plus the hold after a wipe
+(both a TTL at most), plus retries."""
+SETTINGS = replace(Settings(id="unnamed"), virtual_nodes=16, lease_ttl=float(LEASE_TTL_S))
+"""Few virtual nodes: ring balance is not what is tested here, and tables are built thousands of times."""
+
+
+class RandomRun:
+    """One seed: a plan drawn from the simulation's own random source."""
+
+    def __init__(self, seed: int, node_count: int) -> None:
+        self.simulation = Simulation(seed, settings=SETTINGS)
+        self.ids = [f"n{number}" for number in range(1, node_count + 1)]
+        self.written: dict[bytes, list[bytes]] = {}
+        self.reads: list[tuple[bytes, tuple[str, int]]] = []
+        self.answered = 0
+        self._count = 0
+
+    def run(self) -> None:
+        """Play the whole run. Raises AssertionError when something does not hold."""
+        simulation = self.simulation
+        simulation.tick_etcd(0.5, FAULTS_S + HEAL_MAX_S + 10)
+        for number, node_id in enumerate(self.ids):
+            simulation.at(number * 0.3, lambda node_id=node_id: simulation.start(node_id))  # type: ignore[misc]
+        for at_s in range(5, int(FAULTS_S)):
+            if simulation.rng.random() < 0.25:
+                simulation.at(at_s + simulation.rng.random(), self._fault)
+        for step in range(int(FAULTS_S * 4)):
+            simulation.at(2 + step / 4, self._client)
+        simulation.run_until(FAULTS_S + 1)
+        self._heal()
+        simulation.run_until(FAULTS_S + 1 + HEAL_MAX_S)
+        self._check_rings()
+        self._check_service()
+        self._check_reads()
+
+    def _fault(self) -> None:
+        faults: list[Callable[[], None]] = [
+            self._crash, self._restart, self._toggle_etcd, self._wipe_etcd, self._cut_from_etcd, self._cut_peers,
+            self._toggle_loss, self._delete_registration, self._leave,
+        ]  # fmt: skip
+        self.simulation.rng.choice(faults)()
+
+    def _pick(self) -> str | None:
+        running = [node_id for node_id in self.ids if node_id in self.simulation.nodes]
+        return self.simulation.rng.choice(running) if running else None
+
+    def _crash(self) -> None:
+        if node_id := self._pick():
+            self.simulation.crash(node_id)
+
+    def _restart(self) -> None:
+        for node_id in self.ids:
+            if node_id not in self.simulation.nodes:
+                self.simulation.start(node_id)
+                return
+
+    def _leave(self) -> None:
+        if node_id := self._pick():
+            self.simulation.leave(node_id)
+
+    def _toggle_etcd(self) -> None:
+        simulation = self.simulation
+        simulation.etcd_up = not simulation.etcd_up
+        simulation.record("etcd", "up" if simulation.etcd_up else "down")
+        if simulation.etcd_up:
+            simulation.etcd.restart(simulation.now_s)
+        else:
+            simulation.break_watches()
+
+    def _wipe_etcd(self) -> None:
+        self.simulation.record("etcd", "wiped")
+        self.simulation.etcd_up = False
+        self.simulation.break_watches()
+        self.simulation.etcd.wipe()
+        self.simulation.etcd_up = True
+
+    def _cut_from_etcd(self) -> None:
+        if node_id := self._pick():
+            if self.simulation.cut_from_etcd.pop(node_id, None) is None:
+                self.simulation.cut_from_etcd[node_id] = True
+                self.simulation.record(node_id, "cut from etcd")
+            self.simulation.break_watches()
+
+    def _cut_peers(self) -> None:
+        one, other = self._pick(), self._pick()
+        if one and other and one != other:
+            self.simulation.record(one, f"cut from {other}")
+            self.simulation.cuts[one, other] = self.simulation.cuts[other, one] = True
+
+    def _toggle_loss(self) -> None:
+        self.simulation.loss = 0.0 if self.simulation.loss else 0.05
+        self.simulation.record("network", f"loss {self.simulation.loss}")
+
+    def _delete_registration(self) -> None:
+        keys = sorted(key for key in self.simulation.etcd.pairs if b"/members/" in key)
+        if keys:
+            key = self.simulation.rng.choice(keys)
+            self.simulation.record("etcd", f"deleted {key.decode()} by hand")
+            self.simulation.etcd.delete(key)
+
+    def _client(self) -> None:
+        """Write or read one key through some node."""
+        node_id = self._pick()
+        if node_id is None or self.simulation.nodes[node_id].stopped:
+            return
+        key = b"key-%d" % self.simulation.rng.randrange(20)
+        if self.simulation.rng.random() < 0.5:
+            self._count += 1
+            value = b"value-%d" % self._count
+            self.written.setdefault(key, []).append(value)
+            self.simulation.submit(node_id, WriteRequest(key, value))
+            return
+        result = self.simulation.submit(node_id, ReadRequest(key))
+        if isinstance(result, Outcome):
+            self._check_read(key, result)
+        else:
+            self.reads.append((key, result))
+
+    def _heal(self) -> None:
+        """End every fault, and bring every node back."""
+        simulation = self.simulation
+        simulation.record("world", "healed")
+        simulation.loss = 0.0
+        simulation.cuts.clear()
+        simulation.cut_from_etcd.clear()
+        if not simulation.etcd_up:
+            self._toggle_etcd()
+        for node_id in self.ids:
+            running = simulation.nodes.get(node_id)
+            if running is not None and (running.stopped or "leaving the cluster" in running.node.readiness()):
+                simulation.crash(node_id)
+            if node_id not in simulation.nodes:
+                simulation.start(node_id)
+
+    def _check_rings(self) -> None:
+        nodes = [self.simulation.nodes[node_id] for node_id in self.ids]
+        for simulated in nodes:
+            node = simulated.node
+            assert not simulated.stopped, f"{node.settings.id} stopped: {simulated.stopped}"
+            assert not node.readiness(), f"{node.settings.id} is not ready: {node.readiness()}"
+            assert list(node.view.owners) == self.ids, f"{node.settings.id} sees owners {node.view.owners}"
+            assert node.view.authority == "etcd", f"{node.settings.id}: authority {node.view.authority}"
+        assert len({simulated.node.view.digest for simulated in nodes}) == 1, "ring digests differ"
+
+    def _check_service(self) -> None:
+        simulation = self.simulation
+        for node_id in self.ids:
+            key, value = f"final-{node_id}".encode(), f"through-{node_id}".encode()
+            self.written[key] = [value]
+            result = simulation.submit(node_id, WriteRequest(key, value))
+            simulation.run_until(simulation.now_s + 0.5)
+            outcome = result if isinstance(result, Outcome) else simulation.outcomes[result]
+            assert outcome.failure is None, f"write through {node_id}: {outcome}"
+            for reader in self.ids:
+                read = simulation.submit(reader, ReadRequest(key))
+                simulation.run_until(simulation.now_s + 0.1)
+                outcome = read if isinstance(read, Outcome) else simulation.outcomes[read]
+                assert outcome.record is not None, f"read through {reader}: {outcome}"
+                assert outcome.record.endswith(value), f"read through {reader} another value"
+
+    def _check_reads(self) -> None:
+        for key, request in self.reads:
+            outcome = self.simulation.outcomes.get(request)
+            if outcome is not None:
+                self._check_read(key, outcome)
+        assert self.answered > 0, "no read was answered: the run shows nothing"
+
+    def _check_read(self, key: bytes, outcome: Outcome) -> None:
+        if outcome.failure is None:
+            self.answered += 1
+            if outcome.record is not None:
+                value = outcome.record[24:]
+                assert value in self.written.get(key, []), f"{key!r} was read as {value!r}, which nobody wrote"
+
+
+def log_digest(log: list[str]) -> str:
+    """Return a short fingerprint of an event log."""
+    return hashlib.sha256("\n".join(log).encode()).hexdigest()[:16]
+
+
+def run_seed(seed: int, node_count: int = 5) -> tuple[int, str, str]:
+    """Run one seed. Return it, its log's digest, and the failure or an empty text."""
+    run = RandomRun(seed, node_count)
+    try:
+        run.run()
+    except Exception as error:  # noqa: BLE001  # any failure of a run is its result
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return seed, log_digest(run.simulation.log), f"{type(error).__name__}: {error} ({place.name}:{place.lineno})"
+    return seed, log_digest(run.simulation.log), ""
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Random runs of the cluster in virtual time.")
+    parser.add_argument("--seeds", type=int, default=500, help="how many seeds, from 1 on")
+    parser.add_argument("--seed", type=int, help="one seed only")
+    parser.add_argument("--nodes", type=int, default=5)
+    parser.add_argument("--log", action="store_true", help="print the event log (with --seed)")
+    arguments = parser.parse_args()
+    if arguments.seed is not None:
+        run = RandomRun(arguments.seed, arguments.nodes)
+        try:
+            run.run()
+        finally:
+            if arguments.log:
+                print("\n".join(run.simulation.log))
+        print(f"seed {arguments.seed}: held; log {log_digest(run.simulation.log)}", file=sys.stderr)
+        return 0
+    failures = 0
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+        seeds = range(1, arguments.seeds + 1)
+        for seed, _, failure in pool.map(run_seed, seeds, [arguments.nodes] * len(seeds), chunksize=10):
+            if failure:
+                failures += 1
+                replay = f"python -m chaos.simulate --seed {seed} --nodes {arguments.nodes} --log"
+                print(f"seed {seed}: {failure}\n  replay: {replay}")
+    print(f"{arguments.seeds - failures} of {arguments.seeds} seeds held, {arguments.nodes} nodes")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

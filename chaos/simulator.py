@@ -1,0 +1,304 @@
+"""Many real `Node`s in one process, in virtual time, with a simulated network and a modelled etcd.
+
+The nodes are the product's own core; what stands in for the world is the clock, the network and etcd
+(`chaos.etcd_model`). Everything random comes from one seed, and nothing depends on hash order or the wall
+clock, so the same seed gives the same event log to the byte. A run of a minute takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from chaos.etcd_model import EtcdModel
+from zephyr.config import Settings
+from zephyr.events import (
+    CompleteRequest,
+    Effect,
+    EtcdCallFailed,
+    EtcdEffect,
+    EtcdEvent,
+    EtcdWatchEnded,
+    Event,
+    IdentityProbed,
+    LeaveRequested,
+    Note,
+    PeerConnected,
+    PeerDisconnected,
+    ProbeIdentity,
+    PublishView,
+    SendPeer,
+    SetPeers,
+    Started,
+    Stop,
+    TimerFired,
+    WatchKeys,
+)
+from zephyr.model import Instant, Member, NodeId, Outcome, ReadRequest, WriteRequest
+from zephyr.node import Node
+
+EPOCH_UNIX_MS = 1_700_000_000_000
+"""Unix ms at virtual second 0."""
+RECONNECT_S = 0.5
+"""How often a node looks after the connections that are down."""
+TIMER_STEP_S = 1e-6
+"""Least advance between two timer calls of a node: a deadline of *now* takes some time too."""
+
+
+@dataclass
+class SimulatedNode:
+    """One life of one node and what the shell would keep for it."""
+
+    node: Node
+    address: str
+    peers: tuple[Member, ...] = ()
+    connected: dict[NodeId, int] = field(default_factory=dict)
+    """Peers with a standing connection -> the epoch it was made to."""
+    timer_s: float = float("inf")
+    watch_id: int = 0
+    stopped: str = ""
+    """Why this life ended by itself; empty while it runs."""
+    etcd_line_s: float = 0.0
+    """Arrival of the last watch event: a stream keeps its order."""
+
+
+class Simulation:
+    """The world. Faults are switched on and off by its attributes and methods; `run_until` lets time pass."""
+
+    def __init__(self, seed: int, *, settings: Settings) -> None:
+        self.rng = random.Random(seed)
+        self.settings = settings
+        self.seed = seed
+        self.now_s = 0.0
+        self.log: list[str] = []
+        self.nodes: dict[NodeId, SimulatedNode] = {}
+        self.etcd = EtcdModel()
+        self.etcd_up = True
+        self.cut_from_etcd: dict[NodeId, bool] = {}
+        self.cuts: dict[tuple[NodeId, NodeId], bool] = {}
+        """Pairs (from, to) whose packets vanish."""
+        self.loss = 0.0
+        """Share of peer messages that vanish."""
+        self.outcomes: dict[tuple[NodeId, int], Outcome] = {}
+        self._lives = 0
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = 0
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def at(self, at_s: float, action: Callable[[], None]) -> None:
+        """Do something at a virtual second."""
+        self._sequence += 1
+        heapq.heappush(self._queue, (max(at_s, self.now_s), self._sequence, action))
+
+    def run_until(self, end_s: float) -> None:
+        """Let time pass, checking every node's invariants after each of its events."""
+        while self._queue and self._queue[0][0] <= end_s:
+            self.now_s, _, action = heapq.heappop(self._queue)
+            action()
+        self.now_s = end_s
+
+    def instant(self) -> Instant:
+        """Return both clocks."""
+        return Instant(self.now_s, EPOCH_UNIX_MS + int(self.now_s * 1000))
+
+    def record(self, who: str, what: str) -> None:
+        """Write one line of the event log."""
+        self.log.append(f"{self.now_s:.6f} {who} {what}")
+
+    def _latency_s(self) -> float:
+        return self.rng.uniform(0.0002, 0.005)
+
+    # --- nodes ----------------------------------------------------------------------------------------
+
+    def start(self, node_id: NodeId) -> None:
+        """Start a node, or start it again after a crash: empty, with a new epoch."""
+        self._lives += 1
+        number = self._lives
+        address = f"{node_id}:{number}"
+        now = self.instant()
+        member = Member(node_id, f"{node_id}:80", f"{node_id}:79", address, now.unix_ms + number)
+        settings = self.settings_of(node_id)
+        rng = random.Random(f"{self.seed}/{node_id}/{number}")
+        simulated = SimulatedNode(Node(settings, member, rng, now), address)
+        self.nodes[node_id] = simulated
+        self.record(node_id, f"started epoch={member.epoch}")
+        self._handle(simulated, Started())
+        self.at(self.now_s + RECONNECT_S, lambda: self._look_after_connections(simulated))
+
+    def settings_of(self, node_id: NodeId) -> Settings:
+        """Return the settings of a node: the cluster's, with its id."""
+        names = {name: getattr(self.settings, name) for name in Settings.__slots__}
+        return Settings(**{**names, "id": node_id})
+
+    def crash(self, node_id: NodeId) -> None:
+        """End a node as kill -9 would: its connections end, its lease stays."""
+        self.nodes.pop(node_id).stopped = "crashed"
+        self.etcd.watchers.pop(node_id, None)
+        self.record(node_id, "crashed")
+        for other in list(self.nodes.values()):
+            if other.connected.pop(node_id, None) is not None:
+                self._handle(other, PeerDisconnected(node_id, "connection ended"))
+
+    def leave(self, node_id: NodeId) -> None:
+        """Ask a node to leave in good order."""
+        self._handle(self.nodes[node_id], LeaveRequested())
+
+    def submit(self, node_id: NodeId, request: ReadRequest | WriteRequest) -> Outcome | tuple[NodeId, int]:
+        """Hand a client's request to a node: its outcome, or the key under which `outcomes` will hold it."""
+        simulated = self.nodes[node_id]
+        begin = simulated.node.begin_read if type(request) is ReadRequest else simulated.node.begin_write
+        result = begin(request, self.instant())  # type: ignore[arg-type]
+        if isinstance(result, Outcome):
+            return result
+        self._carry_out(simulated, result.effects)
+        self._arm(simulated)
+        return node_id, result.request_id
+
+    def _handle(self, simulated: SimulatedNode, event: Event) -> None:
+        if not simulated.stopped:
+            self._carry_out(simulated, simulated.node.handle(event, self.instant()))
+            simulated.node.check_invariants()
+            self._arm(simulated)
+
+    def _arm(self, simulated: SimulatedNode) -> None:
+        """One timer a node, moved to its deadline."""
+        deadline_s = max(simulated.node.deadline(), self.now_s + TIMER_STEP_S)
+        if deadline_s < simulated.timer_s:
+            simulated.timer_s = deadline_s
+            self.at(deadline_s, lambda: self._fire(simulated, deadline_s))
+
+    def _fire(self, simulated: SimulatedNode, deadline_s: float) -> None:
+        if simulated.timer_s == deadline_s:
+            simulated.timer_s = float("inf")
+            self._handle(simulated, TimerFired())
+
+    # --- effects --------------------------------------------------------------------------------------
+
+    def _carry_out(self, simulated: SimulatedNode, effects: list[Effect]) -> None:
+        node_id = simulated.node.settings.id
+        for effect in effects:
+            match effect:
+                case SendPeer():
+                    self._send(simulated, effect)
+                case CompleteRequest(request_id, outcome):
+                    self.outcomes[node_id, request_id] = outcome
+                case SetPeers(members):
+                    simulated.peers = members
+                    self.at(self.now_s, lambda: self._connect_all(simulated))
+                case ProbeIdentity(address):
+                    self._probe(simulated, address)
+                case PublishView(view):
+                    self.record(node_id, f"view {view.authority} {view.digest.hex()} {','.join(view.owners)}")
+                case Note(entry):
+                    self.record(node_id, f"note {entry.kind} {entry.member} {entry.detail}")
+                case Stop(exit_code, reason):
+                    self.record(node_id, f"stopped {exit_code} {reason}")
+                    simulated.stopped = reason
+                case _:
+                    self._call_etcd(simulated, effect)
+
+    def _call_etcd(self, simulated: SimulatedNode, effect: EtcdEffect) -> None:
+        """Each way takes a latency; an etcd that cannot be reached fails the call at its deadline."""
+        node_id, sent_s = simulated.node.settings.id, self.now_s
+        if isinstance(effect, WatchKeys):
+            simulated.watch_id = effect.watch_id
+            self.etcd.watchers.pop(node_id, None)
+
+        def deliver(event: EtcdEvent) -> None:
+            simulated.etcd_line_s = max(simulated.etcd_line_s, self.now_s + self._latency_s())
+            self.at(simulated.etcd_line_s, lambda: self._handle(simulated, event))
+
+        def arrive() -> None:
+            if simulated.stopped:
+                return
+            if self.etcd_reachable(node_id):
+                answer = self.etcd.execute(node_id, effect, sent_s, self.now_s, deliver)
+                if answer is not None:
+                    deliver(answer)
+            elif isinstance(effect, WatchKeys):
+                deliver(EtcdWatchEnded(effect.watch_id, "etcd is unreachable"))
+            else:
+                failure = EtcdCallFailed(effect, "etcd is unreachable", definite=False)
+                self.at(sent_s + self.settings.etcd_timeout, lambda: self._handle(simulated, failure))
+
+        self.at(self.now_s + self._latency_s(), arrive)
+
+    def etcd_reachable(self, node_id: NodeId) -> bool:
+        """Whether a call of this node reaches etcd now."""
+        return self.etcd_up and node_id not in self.cut_from_etcd
+
+    def break_watches(self) -> None:
+        """End the streams of every node that etcd no longer reaches."""
+        for node_id, simulated in list(self.nodes.items()):
+            if not self.etcd_reachable(node_id) and self.etcd.watchers.pop(node_id, None):
+                self._handle(simulated, EtcdWatchEnded(simulated.watch_id, "stream ended"))
+
+    def tick_etcd(self, period_s: float, end_s: float) -> None:
+        """Let leases end while etcd is up, as a clock of its own."""
+        if self.etcd_up:
+            self.etcd.expire(self.now_s)
+        if self.now_s < end_s:
+            self.at(self.now_s + period_s, lambda: self.tick_etcd(period_s, end_s))
+
+    # --- peers ----------------------------------------------------------------------------------------
+
+    def _passes(self, sender: NodeId, receiver: NodeId) -> bool:
+        lost = self.loss > 0 and self.rng.random() < self.loss
+        return not lost and (sender, receiver) not in self.cuts
+
+    def _send(self, simulated: SimulatedNode, effect: SendPeer) -> None:
+        me, peer = simulated.node.settings.id, effect.node_id
+
+        def fail() -> None:
+            if not simulated.stopped:
+                effects = simulated.node.peer_failed(effect.call_id, "no connection", self.instant(), sent=False)
+                self._carry_out(simulated, effects)
+
+        def arrive() -> None:
+            target = self.nodes.get(peer)
+            if target is None or target.stopped:
+                return
+            digest = simulated.node.view.digest
+            status, payload = target.node.serve_peer(effect.operation, effect.arguments, digest, self.instant())
+            if self._passes(peer, me):
+                self.at(self.now_s + self._latency_s(), lambda: answer(status, payload))
+
+        def answer(status: int, payload: tuple[object, ...]) -> None:
+            if not simulated.stopped:
+                effects = simulated.node.peer_replied(effect.call_id, status, payload, self.instant())
+                self._carry_out(simulated, effects)
+                self._arm(simulated)
+
+        if peer not in simulated.connected:
+            self.at(self.now_s, fail)
+        elif self._passes(me, peer):
+            self.at(self.now_s + self._latency_s(), arrive)
+
+    def _look_after_connections(self, simulated: SimulatedNode) -> None:
+        if not simulated.stopped:
+            self._connect_all(simulated)
+            self.at(self.now_s + RECONNECT_S, lambda: self._look_after_connections(simulated))
+
+    def _connect_all(self, simulated: SimulatedNode) -> None:
+        """Make the connections that can be made; a cut one stays until somebody ends it."""
+        me = simulated.node.settings.id
+        for peer in simulated.peers:
+            target = self.nodes.get(peer.id)
+            standing = simulated.connected.get(peer.id)
+            if target is None or target.stopped or target.address != peer.peer:
+                if simulated.connected.pop(peer.id, None) is not None:
+                    self._handle(simulated, PeerDisconnected(peer.id, "connection ended"))
+            elif standing is None and (me, peer.id) not in self.cuts and (peer.id, me) not in self.cuts:
+                simulated.connected[peer.id] = target.node.member.epoch
+                self._handle(simulated, PeerConnected(target.node.member))
+
+    def _probe(self, simulated: SimulatedNode, address: str) -> None:
+        def answer() -> None:
+            here = [item for item in self.nodes.values() if item.address == address and not item.stopped]
+            member = here[0].node.member if here else None
+            self._handle(simulated, IdentityProbed(address, member, "" if member else "refused"))
+
+        self.at(self.now_s + 2 * self._latency_s(), answer)

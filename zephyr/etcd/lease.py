@@ -1,0 +1,707 @@
+"""What etcd says: this node's own registration, and the others' as evidence.
+
+`EtcdMembership` is a pure machine. It decides when to list, watch, check, register, renew and leave, and
+keeps what etcd said last. It never decides who owns data (that is `zephyr.cluster`), and it never
+forgets a registration because etcd is silent: only etcd's own word removes one.
+
+How it stays right (each seen on a real etcd):
+- A watch from a future revision is created and stays silent, so a wiped etcd goes unseen by the watch:
+  every third of a TTL one linearizable listing of the keys is compared with what is known.
+- A revision lower than one seen *before the call was sent* means that etcd was wiped or restored. One
+  seen while the call was under way proves nothing, since answers overtake each other.
+- Expiry, revocation and eviction look alike, a bare deletion. The state `leaving` written first and the
+  eviction mark tell them apart.
+- A lease lives at least until its last acknowledged keep-alive was *sent*, plus its TTL.
+
+Every duty (list, check, keep alive, ...) has at most one call under way, and retries with back-off.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import deque
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+from zephyr.config import CLUSTER_DEFAULT, HASH_VERSION, NODE_ID_PATTERN, Settings, parse_address
+from zephyr.events import (
+    CheckKeys,
+    Effect,
+    EtcdCallFailed,
+    EtcdEffect,
+    EtcdKeysChecked,
+    EtcdSnapshotRead,
+    EtcdTransactionDone,
+    EtcdWatched,
+    EtcdWatchEnded,
+    GrantLease,
+    IdentityProbed,
+    KeepLeaseAlive,
+    KeyValue,
+    LeaseGranted,
+    LeaseKeptAlive,
+    Note,
+    ProbeIdentity,
+    ReadSnapshot,
+    RevokeLease,
+    Stop,
+    TransactKey,
+    WatchKeys,
+)
+from zephyr.model import EtcdStatus, Instant, Member, NodeId, Registration, TimelineEntry
+
+REASON_AT_START = "not asked yet"
+RETRY_FIRST_S = 0.1
+"""First pause after a failed call; doubles up to `RETRY_MAX_S`."""
+RETRY_MAX_S = 1.0
+"""Longest pause: a returning etcd must find its members within seconds."""
+REGISTER_PAUSE_S = 0.2
+"""Least time between two registrations of this node: two processes that fight over an id must not spin."""
+FORMER_EPOCHS_MAX = 16
+"""Earlier lives of this process that are recognised when one of them still stands in etcd."""
+VALUE_BYTES_MAX = 4096
+"""Longest registration read; a longer one is garbage."""
+
+
+class Keyspace:
+    """Where a cluster's keys lie in etcd, and what each key means.
+
+    The cluster `dev` lies directly under `/zephyrcache/`, every other one under `/zephyrcache/<cluster>/`.
+    One range covers evictions, members and settings, so that all three are read at one revision. In the
+    cluster `dev` that range can contain keys of clusters whose names sort between: they are not ours.
+    """
+
+    def __init__(self, cluster: str) -> None:
+        prefix = "/zephyrcache/" if cluster == CLUSTER_DEFAULT else f"/zephyrcache/{cluster}/"
+        self.prefix = prefix.encode()
+        self.settings = self.prefix + b"settings"
+        self.range_start = self.prefix + b"evictions/"
+        self.range_end = self.settings + b"\x00"
+
+    def member(self, node_id: NodeId) -> bytes:
+        """Return the key of a registration."""
+        return self.prefix + b"members/" + node_id.encode()
+
+    def kind(self, key: bytes) -> tuple[str, str]:
+        """Return ("members" or "evictions", id), ("settings", ""), or ("", "") for a key that is not ours."""
+        if key == self.settings:
+            return "settings", ""
+        kind, slash, name = key[len(self.prefix) :].partition(b"/")
+        if slash and kind in (b"members", b"evictions") and b"/" not in name:
+            return kind.decode(), name.decode("utf-8", "replace")
+        return "", ""
+
+
+def encode_registration(member: Member) -> bytes:
+    """Write a member as the JSON value of its registration."""
+    return json.dumps(
+        {
+            "id": member.id,
+            "http": member.http,
+            "gossip": member.gossip,
+            "peer": member.peer,
+            "epoch": member.epoch,
+            "weight": member.weight,
+            "zone": member.zone,
+            "state": member.state,
+            "protocol": list(member.protocol),
+        }
+    ).encode()
+
+
+def decode_registration(node_id: str, value: bytes) -> Member:
+    """Read a registration. Raises ValueError, with the reason, for anything that is not one of this id."""
+    if len(value) > VALUE_BYTES_MAX:
+        raise ValueError("longer than a registration may be")
+    try:
+        fields = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not JSON") from error
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  # the bytes are wrong, not the caller's type
+    if not NODE_ID_PATTERN.fullmatch(node_id) or fields.get("id") != node_id:
+        raise ValueError(f"its id is {fields.get('id')!r}, its key says {node_id!r}")
+    for name in ("http", "gossip", "peer"):
+        if not isinstance(fields.get(name), str):
+            raise ValueError(f"no address {name!r}")  # noqa: TRY004
+        parse_address(fields[name])
+    state, zone = fields.get("state", "serving"), fields.get("zone", "")
+    if state not in ("joining", "serving", "leaving"):
+        raise ValueError(f"unknown state {state!r}")
+    if not isinstance(zone, str) or (zone and not NODE_ID_PATTERN.fullmatch(zone)):
+        raise ValueError(f"unusable zone {zone!r}")
+    epoch, weight = _number(fields, "epoch", int, 0, 1 << 62), _number(fields, "weight", float, 0.1, 10)
+    low, high = _protocol_range(fields.get("protocol", [1, 1]))
+    return Member(node_id, fields["http"], fields["gossip"], fields["peer"], epoch, weight, zone, state, (low, high))
+
+
+def _number(fields: dict[str, Any], name: str, kind: type[int | float], low: float, high: float) -> Any:
+    number = fields.get(name)
+    if isinstance(number, bool) or not isinstance(number, (int, kind)) or not low <= number <= high:
+        raise ValueError(f"unusable {name} {number!r}")
+    return kind(number)
+
+
+def _protocol_range(value: object) -> tuple[int, int]:
+    match value:
+        case [int(low), int(high)] if 1 <= low <= high < 1 << 16:
+            return low, high
+    raise ValueError(f"unusable protocol range {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What every node of a cluster must agree on, else equal members would not mean equal owners."""
+
+    replicas: int
+    virtual_nodes: int
+    hash_version: int
+    generation: int
+    """Unix ms of the writing: orders the views before and after etcd was wiped."""
+
+    def encode(self) -> bytes:
+        """Write as the JSON value of the settings key."""
+        return json.dumps(
+            {
+                "replicas": self.replicas,
+                "virtual_nodes": self.virtual_nodes,
+                "hash_version": self.hash_version,
+                "generation": self.generation,
+            }
+        ).encode()
+
+    @staticmethod
+    def decode(value: bytes) -> ClusterSettings:
+        """Read the settings key. Raises ValueError."""
+        fields = json.loads(value[:VALUE_BYTES_MAX])
+        if not isinstance(fields, dict):
+            raise ValueError("not a JSON object")  # noqa: TRY004
+        names = ("replicas", "virtual_nodes", "hash_version", "generation")
+        return ClusterSettings(*(_number(fields, name, int, 0, 1 << 62) for name in names))
+
+
+@dataclass(slots=True)
+class _Duty:
+    """Something to be done, again and again or once: at most one call of it is under way."""
+
+    due_s: float = inf
+    in_flight: bool = False
+    failures: int = 0
+
+    def want(self, at_s: float) -> None:
+        """Be done at this time or earlier; a back-off that is running is respected."""
+        if self.failures == 0:
+            self.due_s = min(self.due_s, at_s)
+        elif self.due_s == inf:
+            self.due_s = at_s
+
+    def start(self) -> None:
+        self.in_flight, self.due_s = True, inf
+
+    def succeed(self) -> None:
+        self.in_flight, self.failures = False, 0
+
+    def fail(self, now_s: float, rng: random.Random) -> None:
+        self.in_flight = False
+        pause_s = min(RETRY_FIRST_S * 2 ** min(self.failures, 16), RETRY_MAX_S)
+        self.failures += 1
+        self.due_s = now_s + pause_s * rng.uniform(0.75, 1.25)
+
+    def cancel(self) -> None:
+        self.due_s, self.failures = inf, 0
+
+
+class EtcdMembership:
+    """This node's dealings with etcd. Feed it events, carry out the effects, ask `deadline()` when to call again."""
+
+    def __init__(self, settings: Settings, member: Member, rng: random.Random, now: Instant) -> None:
+        self.settings = settings
+        self.keyspace = Keyspace(settings.cluster)
+        self.member = member
+        """This node's current life. A new epoch each time it registers anew."""
+        self.registrations: dict[NodeId, Registration] = {}
+        """The last word of etcd, kept while etcd is silent."""
+        self.evicted: dict[NodeId, bytes] = {}
+        """Eviction marks: id -> JSON."""
+        self.departed: dict[NodeId, str] = {}
+        """How members that are gone went: `left`, `evicted` or `expired`. Bounded with `registrations`' ids."""
+        self.cluster_settings: ClusterSettings | None = None
+        self.revision = 0
+        self.change_count = 0
+        """Grows with every change that others may care about."""
+        self.wipe_count = 0
+        """How often etcd was seen to have been wiped or restored."""
+        self.listed = False
+        """A listing has arrived at least once in this process."""
+        self.lease_id = 0
+        self.lease_deadline_s: float | None = None
+        self.left = False
+        """The leave is done: etcd was told, or could not be."""
+        self._rng = rng
+        self._keys: dict[bytes, int] = {}
+        self._synced = False
+        self._watch_id = 0
+        self._revision_when_sent = 0
+        self._leaving = False
+        self._leave_deadline_s = inf
+        self._epoch_used = False
+        self._register_pause_until_s = -inf
+        self._epoch_highest = member.epoch
+        self._former_epochs: deque[int] = deque(maxlen=FORMER_EPOCHS_MAX)
+        self._silent_occupant_revision = 0
+        self._reason = REASON_AT_START
+        self._reason_since_s: float | None = now.monotonic_s
+        self._snapshot, self._check, self._keep_alive = _Duty(), _Duty(), _Duty()
+        self._grant, self._register, self._publish_settings = _Duty(), _Duty(), _Duty()
+        self._probe, self._revoke = _Duty(), _Duty()
+
+    # --- what others read ---------------------------------------------------------------------------
+
+    @property
+    def registered(self) -> bool:
+        """Whether this life of this node stands in etcd, as far as is known."""
+        own = self.registrations.get(self.member.id)
+        return own is not None and own.member.epoch == self.member.epoch and own.lease_id == self.lease_id != 0
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the last call got an answer and the picture is complete."""
+        return self._reason_since_s is None
+
+    @property
+    def generation(self) -> int:
+        """The generation of the cluster's settings; 0 before they were read."""
+        return self.cluster_settings.generation if self.cluster_settings else 0
+
+    def status(self) -> EtcdStatus:
+        """Return how this node stands with etcd, for views and pages."""
+        state = "connected" if self.reachable else "unreachable"
+        return EtcdStatus(state, self.revision, self.lease_deadline_s, "" if self.reachable else self._reason)  # type: ignore[arg-type]
+
+    def deadline(self) -> float:
+        """Return the monotonic second at which `poll` has something to do."""
+        due_s = min((duty.due_s for duty in self._duties() if not duty.in_flight), default=inf)
+        return min(due_s, self._leave_deadline_s)
+
+    def _duties(self) -> tuple[_Duty, ...]:
+        return (
+            self._snapshot,
+            self._check,
+            self._keep_alive,
+            self._grant,
+            self._register,
+            self._publish_settings,
+            self._probe,
+            self._revoke,
+        )
+
+    # --- what the shell reports ---------------------------------------------------------------------
+
+    def start(self, now: Instant) -> list[Effect]:
+        """Begin: list what is there."""
+        self._snapshot.want(now.monotonic_s)
+        return self.poll(now)
+
+    def request_check(self, now: Instant) -> None:
+        """Compare with etcd soon: somebody's view differs from ours."""
+        if self._synced:
+            self._check.want(now.monotonic_s)
+
+    def leave(self, now: Instant) -> list[Effect]:
+        """Leave in good order: say so, then end the lease. Gives up after half of `drain_timeout`."""
+        if not self._leaving:
+            self._leaving = True
+            self._leave_deadline_s = now.monotonic_s + self.settings.drain_timeout / 2
+        return self._plan(now)
+
+    def on_snapshot(self, event: EtcdSnapshotRead, now: Instant) -> list[Effect]:
+        """Take a full listing as the truth, and watch from there."""
+        self._snapshot.succeed()
+        self._synced = True
+        notes = self._reached(now)
+        wiped = event.revision < self._revision_when_sent
+        previous = self.registrations
+        old_generation = self.generation
+        self.registrations, self.evicted, self._keys, self.cluster_settings = {}, {}, {}, None
+        for pair in event.pairs:
+            notes += self._take(pair, now)
+        wiped = wiped or 0 < old_generation != self.generation > 0
+        for node_id in previous:
+            if node_id not in self.registrations:
+                self._depart(previous[node_id].member)
+        self.revision = event.revision
+        self.listed = True
+        self.change_count += 1
+        if wiped:
+            self.wipe_count += 1
+            self._doubt_lease(now)
+            notes.append(self._note(now, "etcd-wiped", "", f"revision went back to {event.revision}"))
+        self._watch_id += 1
+        self._check.succeed()
+        self._check.want(now.monotonic_s + self._period_s)
+        stop = self._disagreement(now)
+        if stop:
+            return [*notes, *stop]
+        return [*notes, WatchKeys(self._watch_id, event.revision + 1), *self._plan(now)]
+
+    def on_watched(self, event: EtcdWatched, now: Instant) -> list[Effect]:
+        """Apply the changes of one revision."""
+        if event.watch_id != self._watch_id or not self._synced or event.revision < self.revision:
+            return []
+        notes = self._reached(now)
+        # Within one revision the marks are read before the deletions that they explain.
+        for change in sorted(event.changes, key=lambda change: change.value is None):
+            if change.value is not None:
+                notes += self._take(KeyValue(change.key, change.value, change.mod_revision, change.lease_id), now)
+            else:
+                notes += self._drop(change.key, now)
+        self.revision = event.revision
+        self.change_count += 1
+        stop = self._disagreement(now)
+        return [*notes, *(stop or self._plan(now))]
+
+    def on_watch_ended(self, event: EtcdWatchEnded, now: Instant) -> list[Effect]:
+        """List again: whatever ended the watch, changes may have been missed."""
+        if event.watch_id != self._watch_id:
+            return []
+        self._synced = False
+        return self._plan(now)
+
+    def on_checked(self, event: EtcdKeysChecked, now: Instant) -> list[Effect]:
+        """Compare the linearizable listing of keys with what the watch told."""
+        self._check.succeed()
+        self._check.want(now.monotonic_s + self._period_s)
+        notes = self._reached(now)
+        went_back = event.revision < self._revision_when_sent
+        differs = self.revision <= event.revision and dict(event.keys) != self._keys
+        if went_back or differs:
+            self._synced = False
+        return [*notes, *self._plan(now)]
+
+    def on_granted(self, event: LeaseGranted, now: Instant) -> list[Effect]:
+        """Use a new lease."""
+        self._grant.succeed()
+        self.lease_id = event.lease_id
+        self.lease_deadline_s = event.sent_s + event.ttl_s
+        self._keep_alive.cancel()
+        self._keep_alive.want(now.monotonic_s + self._period_s)
+        return [*self._reached(now), *self._plan(now)]
+
+    def on_kept_alive(self, event: LeaseKeptAlive, now: Instant) -> list[Effect]:
+        """Note how long the lease lives, or that etcd no longer knows it."""
+        self._keep_alive.succeed()
+        if event.lease_id != self.lease_id:
+            return self._plan(now)
+        notes = self._reached(now)
+        if event.ttl_s > 0:
+            self.lease_deadline_s = event.sent_s + event.ttl_s
+            self._keep_alive.want(now.monotonic_s + self._period_s)
+            return [*notes, *self._plan(now)]
+        self.lease_id, self.lease_deadline_s = 0, None
+        self._synced = False  # The key went with the lease: see what else changed before registering anew.
+        notes.append(self._note(now, "lease-lost", self.member.id, "etcd no longer knows the lease; registering anew"))
+        return [*notes, *self._plan(now)]
+
+    def on_transacted(self, event: EtcdTransactionDone, now: Instant) -> list[Effect]:
+        """A put of ours was decided."""
+        notes = self._reached(now)
+        duty = self._publish_settings if event.tag == "settings" else self._register
+        if event.succeeded:
+            duty.succeed()
+        else:
+            duty.fail(now.monotonic_s, self._rng)
+        if duty is self._publish_settings or not event.succeeded:
+            self._synced = False  # Another was quicker, or ours is to be read back: see what stands there.
+            return [*notes, *self._plan(now)]
+        self._register_pause_until_s = now.monotonic_s + REGISTER_PAUSE_S
+        self._epoch_used = True
+        key = self.keyspace.member(self.member.id)
+        # The watch will say the same. Taking it now lets this node know that it is registered.
+        own = self.registrations.get(self.member.id)
+        if own is None or own.mod_revision < event.revision:
+            self._keys[key] = event.revision
+            self.registrations[self.member.id] = Registration(self.member, event.revision, self.lease_id)
+            self.change_count += 1
+        notes.append(self._note(now, "registered", self.member.id, f"state {self.member.state}"))
+        return [*notes, *self._plan(now)]
+
+    def on_revoked(self, now: Instant) -> list[Effect]:
+        """The lease has ended at our wish: the leave is done."""
+        self._revoke.succeed()
+        self.left = True
+        return [self._note(now, "left", self.member.id, "lease revoked"), *self._plan(now)]
+
+    def on_probed(self, event: IdentityProbed, now: Instant) -> list[Effect]:
+        """Somebody, or nobody, answered at the address registered under this node's id."""
+        if not self._probe.in_flight:
+            return []
+        self._probe.succeed()
+        own = self.registrations.get(self.member.id)
+        if own is None or own.member.peer != event.address:
+            return self._plan(now)
+        other = event.member
+        if other is not None and other.id == self.member.id and other.epoch != self.member.epoch:
+            reason = f"another live process has the id {self.member.id}, at {event.address}"
+            return [self._note(now, "name-conflict", self.member.id, reason), Stop(1, reason)]
+        self._silent_occupant_revision = own.mod_revision
+        note = self._note(now, "takeover", self.member.id, f"the earlier life at {event.address} does not answer")
+        return [note, *self._plan(now)]
+
+    def on_failed(self, event: EtcdCallFailed, now: Instant) -> list[Effect]:
+        """A call failed: say so, and try again later."""
+        duty = self._duty_of(event.effect)
+        if duty is None or not duty.in_flight:
+            return []
+        duty.fail(now.monotonic_s, self._rng)
+        if event.definite and duty in (self._register, self._publish_settings):
+            # etcd refused it: most likely the lease has ended. A keep-alive tells.
+            self._doubt_lease(now)
+        notes: list[Effect] = []
+        if self.reachable:
+            self._reason_since_s = now.monotonic_s
+            self.change_count += 1
+            notes.append(self._note(now, "etcd-unreachable", "", event.reason))
+        elif self._reason != event.reason:
+            self.change_count += 1
+            if self._reason == REASON_AT_START:
+                notes.append(self._note(now, "etcd-unreachable", "", f"{event.reason}; retrying"))
+        self._reason = event.reason
+        return [*notes, *self._plan(now)]
+
+    # --- what follows -------------------------------------------------------------------------------
+
+    def poll(self, now: Instant) -> list[Effect]:
+        """Start every call that is due. Idempotent."""
+        effects: list[Effect] = []
+        if now.monotonic_s >= self._leave_deadline_s and not self.left:
+            self._leave_deadline_s = inf
+            self.left = True
+            effects.append(self._note(now, "left", self.member.id, "etcd could not be told in time"))
+        for duty, build in (
+            (self._snapshot, self._start_snapshot),
+            (self._check, self._start_check),
+            (self._keep_alive, self._start_keep_alive),
+            (self._grant, self._start_grant),
+            (self._publish_settings, self._start_publish_settings),
+            (self._probe, self._start_probe),
+            (self._register, self._start_register),
+            (self._revoke, self._start_revoke),
+        ):
+            if duty.due_s <= now.monotonic_s and not duty.in_flight:
+                duty.start()
+                effects.append(build(now))
+        return effects
+
+    @property
+    def _period_s(self) -> float:
+        """Keep-alives and checks come this often: a lease survives two lost ones."""
+        return self.settings.lease_ttl_s / 3
+
+    def _plan(self, now: Instant) -> list[Effect]:
+        """From what is known, decide what must be done, then start what is due."""
+        at_s = now.monotonic_s
+        if self.left:
+            for duty in self._duties():
+                duty.cancel()
+            self._leave_deadline_s = inf
+            return []
+        if not self._synced:
+            self._snapshot.want(at_s)
+            self._check.cancel()
+        if self._leaving:
+            return self._plan_leave(now)
+        if not self._synced:
+            self._register.cancel()
+            self._publish_settings.cancel()
+            return self.poll(now)
+        if self.cluster_settings is None:
+            self._publish_settings.want(at_s)
+            return self.poll(now)
+        self._publish_settings.cancel()
+        self._plan_registration(at_s)
+        return self.poll(now)
+
+    def _plan_registration(self, at_s: float) -> None:
+        if not self.lease_id:
+            self._register.cancel()
+            self._grant.want(at_s)
+        elif self.registered:
+            self._register.cancel()
+        elif self._occupied():
+            self._register.cancel()
+            self._probe.want(at_s)
+        else:
+            self._register.want(max(at_s, self._register_pause_until_s))
+
+    def _plan_leave(self, now: Instant) -> list[Effect]:
+        own = self.registrations.get(self.member.id)
+        if not self.lease_id:
+            self.left = True
+            return self._plan(now)
+        if not self.registered or (own and own.member.state == "leaving"):
+            self._revoke.want(now.monotonic_s)
+        elif self._synced:
+            self._register.cancel()
+            self._register.want(now.monotonic_s)
+        return self.poll(now)
+
+    def _occupied(self) -> bool:
+        """Whether another life stands under this node's id and has not been found silent."""
+        own = self.registrations.get(self.member.id)
+        return (
+            own is not None
+            and own.member.epoch not in self._former_epochs
+            and own.member.epoch != self.member.epoch
+            and own.mod_revision != self._silent_occupant_revision
+        )
+
+    def _start_snapshot(self, _now: Instant) -> EtcdEffect:
+        self._revision_when_sent = self.revision
+        return ReadSnapshot()
+
+    def _start_check(self, _now: Instant) -> EtcdEffect:
+        self._revision_when_sent = self.revision
+        return CheckKeys()
+
+    def _start_keep_alive(self, _now: Instant) -> EtcdEffect:
+        return KeepLeaseAlive(self.lease_id)
+
+    def _start_grant(self, _now: Instant) -> EtcdEffect:
+        return GrantLease(self.settings.lease_ttl_s)
+
+    def _start_publish_settings(self, now: Instant) -> EtcdEffect:
+        value = ClusterSettings(self.settings.replicas, self.settings.virtual_nodes, HASH_VERSION, now.unix_ms)
+        return TransactKey("settings", self.keyspace.settings, value.encode(), 0, 0)
+
+    def _start_probe(self, _now: Instant) -> Effect:
+        return ProbeIdentity(self.registrations[self.member.id].member.peer)
+
+    def _start_register(self, now: Instant) -> EtcdEffect:
+        own = self.registrations.get(self.member.id)
+        if self._leaving:
+            self.member = replace(self.member, state="leaving")
+        elif self._epoch_used or self._epoch_highest > self.member.epoch:
+            self._former_epochs.append(self.member.epoch)
+            epoch = max(now.unix_ms, self._epoch_highest + 1)
+            self.member = replace(self.member, epoch=epoch)
+            self._epoch_highest, self._epoch_used = epoch, False
+        return TransactKey(
+            "register",
+            self.keyspace.member(self.member.id),
+            encode_registration(self.member),
+            self.lease_id,
+            own.mod_revision if own else 0,
+        )
+
+    def _start_revoke(self, _now: Instant) -> EtcdEffect:
+        return RevokeLease(self.lease_id)
+
+    def _duty_of(self, effect: EtcdEffect) -> _Duty | None:
+        match effect:
+            case ReadSnapshot():
+                return self._snapshot
+            case CheckKeys():
+                return self._check
+            case GrantLease():
+                return self._grant
+            case KeepLeaseAlive():
+                return self._keep_alive
+            case RevokeLease():
+                return self._revoke
+            case TransactKey(tag="settings"):
+                return self._publish_settings
+            case TransactKey():
+                return self._register
+            case WatchKeys():
+                return None  # A watch ends, it does not fail.
+
+    def _doubt_lease(self, now: Instant) -> None:
+        """Ask at once whether the lease still lives."""
+        if self.lease_id:
+            self._keep_alive.want(now.monotonic_s)
+
+    def _reached(self, now: Instant) -> list[Effect]:
+        """Take note that etcd answers, once the picture is complete."""
+        if self._reason_since_s is None or not self._synced:
+            return []
+        away_s = now.monotonic_s - self._reason_since_s
+        self._reason_since_s = None
+        self.change_count += 1
+        return [self._note(now, "etcd-connected", "", f"after {away_s:.1f} s")]
+
+    def _disagreement(self, now: Instant) -> list[Effect]:
+        """Refuse to join a cluster whose ring would be computed differently.
+
+        Only before the first registration: an edit of the settings key must not stop a running cluster.
+        """
+        theirs = self.cluster_settings
+        if theirs is None or self._epoch_used or self._former_epochs:
+            return []
+        pairs = (
+            ("replicas", self.settings.replicas, theirs.replicas),
+            ("virtual-nodes", self.settings.virtual_nodes, theirs.virtual_nodes),
+            ("hash version", HASH_VERSION, theirs.hash_version),
+        )
+        differing = [f"{name} is {there} there and {here} here" for name, here, there in pairs if here != there]
+        if not differing:
+            return []
+        reason = f"cluster {self.settings.cluster} has other settings: {', '.join(differing)}"
+        return [self._note(now, "settings-differ", self.member.id, reason), Stop(1, reason)]
+
+    def _take(self, pair: KeyValue, now: Instant) -> list[Effect]:
+        """Take in one key that exists."""
+        self._keys[pair.key] = pair.mod_revision
+        kind, name = self.keyspace.kind(pair.key)
+        try:
+            if kind == "members":
+                return self._take_member(name, pair, now)
+            if kind == "evictions":
+                self.evicted[name] = pair.value
+            elif kind == "settings":
+                self.cluster_settings = ClusterSettings.decode(pair.value)
+        except (ValueError, RecursionError) as error:
+            if kind == "members":
+                self._forget(name)
+            return [self._note(now, "unusable-key", name[:64], f"{pair.key[:200]!r}: {error}")]
+        return []
+
+    def _take_member(self, name: str, pair: KeyValue, now: Instant) -> list[Effect]:
+        member = decode_registration(name, pair.value)
+        before = self.registrations.get(name)
+        self.registrations[name] = Registration(member, pair.mod_revision, pair.lease_id)
+        self.departed.pop(name, None)
+        if name == self.member.id:
+            self._epoch_highest = max(self._epoch_highest, member.epoch)
+        if before is None or before.member != member:
+            return [self._note(now, "registration", name, f"{member.state}, epoch {member.epoch}")]
+        return []
+
+    def _drop(self, key: bytes, now: Instant) -> list[Effect]:
+        """Take in that a key is gone."""
+        self._keys.pop(key, None)
+        kind, name = self.keyspace.kind(key)
+        if kind == "evictions":
+            self.evicted.pop(name, None)
+        elif kind == "settings":
+            self.cluster_settings = None
+        elif kind == "members" and name in self.registrations:
+            manner = self._depart(self.registrations[name].member)
+            self._forget(name)
+            return [self._note(now, "registration-gone", name, manner)]
+        return []
+
+    def _depart(self, member: Member) -> str:
+        """Tell how a member went: a leave is announced first, an eviction has its mark, a lease just ends."""
+        manner = "left" if member.state == "leaving" else "evicted" if member.id in self.evicted else "expired"
+        while len(self.departed) >= 1024:  # Bounded: the oldest departures are of no interest to anyone.
+            del self.departed[next(iter(self.departed))]
+        self.departed[member.id] = manner
+        return manner
+
+    def _forget(self, name: NodeId) -> None:
+        self.registrations.pop(name, None)
+
+    def _note(self, now: Instant, kind: str, member: NodeId, detail: str) -> Note:
+        return Note(TimelineEntry(now.unix_ms, kind, member, "etcd", detail))

@@ -1,0 +1,334 @@
+"""The node: composes the machines, and holds no policy of its own.
+
+The control plane goes through `handle(event, now) -> effects`; one event is one synchronous call, so no
+view is ever torn. The data plane goes through typed methods. `deadline()` tells when to send the next
+`TimerFired`. No socket, clock, task or log is known here, so the same object runs under
+`zephyr.runtime` and under `chaos.simulator`.
+
+A new view takes effect when its ring has been built, slice by slice: until then requests use the ring
+before it, and pages show the view before it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from zephyr.cluster import Reconciler, StaticMembership
+from zephyr.config import SLOTS, Settings
+from zephyr.etcd.lease import EtcdMembership
+from zephyr.events import (
+    Effect,
+    EtcdCallFailed,
+    EtcdKeysChecked,
+    EtcdSnapshotRead,
+    EtcdTransactionDone,
+    EtcdWatched,
+    EtcdWatchEnded,
+    Event,
+    IdentityProbed,
+    LeaseGranted,
+    LeaseKeptAlive,
+    LeaseRevoked,
+    LeaveRequested,
+    Note,
+    PeerConnected,
+    PeerDisconnected,
+    PublishView,
+    SetPeers,
+    Started,
+    Stop,
+    TimerFired,
+)
+from zephyr.model import ClusterView, Instant, Member, NodeId, Outcome, ReadRequest, TimelineEntry, WriteRequest
+from zephyr.replication.coordinator import Coordinator, Pending
+from zephyr.ring.ring import Ring, RingBuilder, RingMember, build_ring
+from zephyr.store.record import HybridLogicalClock
+from zephyr.store.store import Store
+
+TIMELINE_MAX = 1000
+"""Entries kept for /debug/timeline: hours of a calm cluster, minutes of a stormy one."""
+SLICE_KEYS = 500
+"""Keys handled by one slice of long work: well under 5 ms."""
+SLICE_SLOTS = 1024
+"""Slots looked at by one slice of long work."""
+EXPIRY_PAUSE_S = 0.01
+"""Time between two slices of active expiry while there is more to expire: 50,000 keys a second at most."""
+EXPIRY_PERIOD_S = 1.0
+"""Time between two looks for expired entries: reads never see one anyway, but its memory is wanted."""
+LEAVE_LINGER_S = 0.5
+"""How long a node that left goes on serving peers: their watches need a moment to tell them."""
+
+
+class Node:
+    """One member of the cluster, without its sockets."""
+
+    def __init__(self, settings: Settings, member: Member, rng: random.Random, now: Instant) -> None:
+        """`member` announces this life: bound addresses, `epoch` = unix ms at start."""
+        self.settings = settings
+        self.timeline: deque[TimelineEntry] = deque(maxlen=TIMELINE_MAX)
+        self.ring_change_count = 0
+        """How often the table of owners changed."""
+        self.store = Store(
+            memory_bytes_max=settings.memory,
+            tombstone_bytes_max=settings.tombstone_memory,
+            tombstone_grace_ms=round(settings.tombstone_grace * 1000),
+            ghosts_max=settings.ghosts_max,
+            eviction=settings.eviction,
+        )
+        self.etcd = EtcdMembership(settings, member, rng, now) if settings.etcd else None
+        self.static = None if settings.etcd else StaticMembership(settings, member)
+        self.cluster = Reconciler(settings, self.etcd, self.static)
+        self.ring: Ring = build_ring((), settings.replicas, settings.virtual_nodes)
+        self.clock = HybridLogicalClock(settings.id)
+        self.coordinator = Coordinator(settings, self.ring, self.store, self.clock)
+        self.begin_read = self.coordinator.begin_read
+        self.begin_write = self.coordinator.begin_write
+        self._connected: dict[NodeId, bool] = {}
+        self._peers: tuple[Member, ...] = ()
+        self._building: RingBuilder | None = None
+        self._view_next: ClusterView | None = None
+        self._witness_changes_seen = -1
+        self._connections_changed = False
+        self._reclaim_slot = SLOTS
+        self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
+        self._leave_asked = False
+        self._stop_at_s = inf
+        self._stopped = False
+        self.view, _ = self.cluster.reconcile(self._connected, now)
+        self._handlers: dict[type, Callable[[Any, Instant], list[Effect]]] = {
+            Started: self._on_started,
+            TimerFired: lambda _event, _now: [],
+            LeaveRequested: self._on_leave_requested,
+            IdentityProbed: self._on_probed,
+            PeerConnected: self._on_peer_connected,
+            PeerDisconnected: self._on_peer_disconnected,
+        }
+        if self.etcd is not None:
+            self._handlers |= {
+                EtcdSnapshotRead: self.etcd.on_snapshot,
+                EtcdKeysChecked: self.etcd.on_checked,
+                EtcdWatched: self.etcd.on_watched,
+                EtcdWatchEnded: self.etcd.on_watch_ended,
+                LeaseGranted: self.etcd.on_granted,
+                LeaseKeptAlive: self.etcd.on_kept_alive,
+                LeaseRevoked: lambda _event, now: self.etcd.on_revoked(now) if self.etcd is not None else [],
+                EtcdTransactionDone: self.etcd.on_transacted,
+                EtcdCallFailed: self.etcd.on_failed,
+            }
+
+    # --- what others read ---------------------------------------------------------------------------
+
+    @property
+    def member(self) -> Member:
+        """This node's current life."""
+        if self.etcd is not None:
+            return self.etcd.member
+        assert self.static is not None
+        return self.static.member
+
+    def readiness(self) -> tuple[str, ...]:
+        """Return what is missing before clients should be sent here; empty: ready.
+
+        Once in the ring, a lost etcd changes nothing: its last word stands.
+        """
+        missing = []
+        if self._leave_asked:
+            missing.append("leaving the cluster")
+        if self.static is not None and self.static.missing:
+            missing.append(f"nobody has answered yet at {', '.join(self.static.missing)}")
+        if self.settings.id not in self.view.owners:
+            if self.etcd is not None and not self.etcd.reachable:
+                missing.append(f"etcd cannot be reached: {self.view.etcd.reason}; retrying")
+            else:
+                missing.append("not in the ring yet")
+        return tuple(missing)
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between any two events; for tests and the simulator."""
+        self.coordinator.check_invariants()
+        assert self.settings.etcd or self.settings.id in self.view.owners or not self.view.owners
+        assert self.view.authority != "held" or self.view.owners, "a hold without owners"
+
+    def deadline(self) -> float:
+        """Return the monotonic second at which `TimerFired` is due; -inf: now."""
+        if self._building is not None or self._reclaim_slot < SLOTS:
+            return -inf
+        return min(
+            inf if self.etcd is None else self.etcd.deadline(),
+            inf if self.static is None else self.static.deadline(),
+            self.cluster.deadline(),
+            self.coordinator.deadline(),
+            self._expire_at_s,
+            inf if self._stopped else self._stop_at_s,
+        )
+
+    # --- control plane ------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: Instant) -> list[Effect]:
+        """Take in one event; return what must be done, in order."""
+        effects = self._handlers[type(event)](event, now)
+        if self.etcd is not None:
+            if self.coordinator.view_doubted:
+                self.coordinator.view_doubted = False
+                self.etcd.request_check(now)
+            effects += self.etcd.poll(now)
+        else:
+            assert self.static is not None
+            effects += self.static.poll(now)
+        effects += self.coordinator.poll(now)
+        effects += self._reconcile(now)
+        effects += self._build(now)
+        self._reclaim()
+        self._expire(now)
+        effects += self._stop(now)
+        for effect in effects:
+            if type(effect) is Note:
+                self.timeline.append(effect.entry)
+        return effects
+
+    def _on_started(self, _event: Started, now: Instant) -> list[Effect]:
+        if self.etcd is not None:
+            return self.etcd.start(now)
+        assert self.static is not None
+        return self.static.start(now)
+
+    def _on_leave_requested(self, _event: LeaveRequested, now: Instant) -> list[Effect]:
+        self._leave_asked = True
+        if self.etcd is not None:
+            return self.etcd.leave(now)
+        self._stop_at_s = min(self._stop_at_s, now.monotonic_s)
+        return []
+
+    def _on_probed(self, event: IdentityProbed, now: Instant) -> list[Effect]:
+        if self.etcd is not None:
+            return self.etcd.on_probed(event, now)
+        assert self.static is not None
+        return self.static.on_probed(event, now)
+
+    def _on_peer_connected(self, event: PeerConnected, now: Instant) -> list[Effect]:
+        node_id = event.member.id
+        effects = self.static.learn(event.member) if self.static is not None else []
+        if self._connected.get(node_id) is not True:
+            self._connected[node_id] = self._connections_changed = True
+            self.coordinator.peer_reachable(node_id, reachable=True)
+            effects.append(self._note(now, "peer-connected", node_id, f"epoch {event.member.epoch}"))
+        return effects
+
+    def _on_peer_disconnected(self, event: PeerDisconnected, now: Instant) -> list[Effect]:
+        if self._connected.get(event.node_id) is False:
+            return []
+        self._connected[event.node_id] = False
+        self._connections_changed = True
+        self.coordinator.peer_reachable(event.node_id, reachable=False)
+        return [self._note(now, "peer-disconnected", event.node_id, event.reason)]
+
+    def _reconcile(self, now: Instant) -> list[Effect]:
+        """Compute the view anew when a witness said something new or a hold is over."""
+        witness = self.static if self.etcd is None else self.etcd
+        assert witness is not None
+        unchanged = witness.change_count == self._witness_changes_seen and not self._connections_changed
+        if unchanged and now.monotonic_s < self.cluster.deadline():
+            return []
+        self._witness_changes_seen = witness.change_count
+        self._connections_changed = False
+        view, effects = self.cluster.reconcile(self._connected, now)
+        effects += self._set_peers(view)
+        if view.digest == self.coordinator.digest:
+            self._building = self._view_next = None
+            return [*effects, *self._publish(view)]
+        if self._view_next is None or self._view_next.digest != view.digest or self._building is None:
+            owners = [RingMember(item.id, item.weight, item.zone) for item in self.cluster.ring_members.values()]
+            self._building = RingBuilder(owners, self.settings.replicas, self.settings.virtual_nodes)
+        self._view_next = view
+        return effects
+
+    def _set_peers(self, view: ClusterView) -> list[Effect]:
+        peers = tuple(row.member for row in view.members if row.member.id != self.settings.id)
+        if peers == self._peers:
+            return []
+        self._peers = peers
+        self._connected = {peer.id: self._connected[peer.id] for peer in peers if peer.id in self._connected}
+        self.coordinator.forget_peers(self._connected)
+        return [SetPeers(peers)]
+
+    def _build(self, now: Instant) -> list[Effect]:
+        """Build one slice of the next ring, and use it when it is complete."""
+        if self._building is None:
+            return []
+        ring = self._building.step()
+        if ring is None:
+            return []
+        view = self._view_next
+        assert view is not None
+        self._building = self._view_next = None
+        effects: list[Effect] = []
+        if ring.members != self.ring.members:
+            self.ring_change_count += 1
+            effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
+        self.ring = ring
+        if self.etcd is not None:
+            self._reclaim_slot = 0
+        return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
+
+    def _publish(self, view: ClusterView) -> list[Effect]:
+        if view == self.view:
+            return []
+        self.view = view
+        return [PublishView(view)]
+
+    def _reclaim(self) -> None:
+        """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale."""
+        keys = slots = 0
+        while self._reclaim_slot < SLOTS and keys < SLICE_KEYS and slots < SLICE_SLOTS:
+            slot = self._reclaim_slot
+            if self.store.occupied(slot) and self.settings.id not in self.ring.owners(slot):
+                keys += self.store.drop_slot(slot)
+            self._reclaim_slot += 1
+            slots += 1
+
+    def _expire(self, now: Instant) -> None:
+        """Remove expired entries, a slice at a time."""
+        if now.monotonic_s < self._expire_at_s:
+            return
+        unix_ms = self.clock.now_unix_ms(now.unix_ms)
+        self.store.expire(unix_ms, SLICE_KEYS)
+        due_unix_ms = self.store.next_expiry_unix_ms()
+        more = due_unix_ms is not None and due_unix_ms <= unix_ms
+        self._expire_at_s = now.monotonic_s + (EXPIRY_PAUSE_S if more else EXPIRY_PERIOD_S)
+
+    def _stop(self, now: Instant) -> list[Effect]:
+        """End the program some time after the leave is done."""
+        if self.etcd is not None and self.etcd.left and self._stop_at_s == inf:
+            self._stop_at_s = now.monotonic_s + LEAVE_LINGER_S
+        if now.monotonic_s < self._stop_at_s or self._stopped:
+            return []
+        self._stopped = True
+        return [Stop(0, "left the cluster")]
+
+    def _note(self, now: Instant, kind: str, member: NodeId, detail: str, source: Any = "node") -> Note:
+        return Note(TimelineEntry(now.unix_ms, kind, member, source, detail))
+
+    # --- data plane ---------------------------------------------------------------------------------
+
+    begin_read: Callable[[ReadRequest, Instant], Outcome | Pending]
+    """Read a key for a client: the outcome at once, or what to send meanwhile."""
+    begin_write: Callable[[WriteRequest, Instant], Outcome | Pending]
+    """Write or delete a key for a client."""
+
+    def serve_peer(
+        self, operation: int, arguments: tuple[Any, ...], ring_digest: bytes, now: Instant
+    ) -> tuple[int, tuple[Any, ...]]:
+        """Answer a peer's request: (status, payload)."""
+        return self.coordinator.serve(operation, arguments, ring_digest, now)
+
+    def peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:
+        """A peer answered a `SendPeer`."""
+        return self.coordinator.replied(call_id, status, payload, now)
+
+    def peer_failed(self, call_id: int, reason: str, now: Instant, *, sent: bool) -> list[Effect]:
+        """A `SendPeer` got no answer. `sent`: the peer may have received it."""
+        return self.coordinator.failed(call_id, reason, now, sent=sent)

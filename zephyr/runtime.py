@@ -1,0 +1,303 @@
+"""The composition root: builds the node and its adapters, starts them in order, carries out effects.
+
+The only place that knows all parts. It decides nothing: events go into `Node.handle`, effects go to the
+adapter that can carry them out. One timer follows `Node.deadline()`. Start is ports first, so that a
+taken one stops everything before anyone was told, then etcd and the peers; stop is the reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import uvloop
+
+from zephyr import __version__
+from zephyr.api.http import HttpApi
+from zephyr.config import Settings, format_address, parse_address
+from zephyr.errors import ConfigError
+from zephyr.etcd.client import EtcdClient
+from zephyr.etcd.lease import Keyspace
+from zephyr.events import (
+    CheckKeys,
+    CompleteRequest,
+    Effect,
+    Event,
+    GrantLease,
+    IdentityProbed,
+    KeepLeaseAlive,
+    LeaveRequested,
+    Note,
+    PeerConnected,
+    PeerDisconnected,
+    ProbeIdentity,
+    PublishView,
+    ReadSnapshot,
+    RevokeLease,
+    SendPeer,
+    SetPeers,
+    Started,
+    Stop,
+    TimerFired,
+    TransactKey,
+    WatchKeys,
+)
+from zephyr.metrics import Metrics
+from zephyr.model import Address, Instant, Member, Outcome, ReadRequest, WriteRequest
+from zephyr.node import Node
+from zephyr.peer.tcp import PeerHost, PeerTransport
+
+LAG_PERIOD_S = 0.1
+"""How often the event loop's lag is measured."""
+EXIT_CONFIG = 64
+"""Exit code of unusable settings."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("zephyr")
+
+
+def now() -> Instant:
+    """Read both clocks."""
+    return Instant(time.monotonic(), time.time_ns() // 1_000_000)
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log events with fields to stderr, for people or as JSON."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+class Runtime:
+    """One running node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started = now()
+        self._rng = random.Random()  # noqa: S311  # jitter and back-off, not secrets
+        self._waiting: dict[int, asyncio.Future[Outcome]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = float("inf")
+        self._stop: asyncio.Future[Stop] | None = None
+        self._carry_out: dict[type, Callable[[Any], None]] = {}
+
+    async def run(self) -> int:
+        """Run until the node leaves, is told to stop, or cannot go on. Return the exit code."""
+        self._loop = asyncio.get_running_loop()
+        self._stop = self._loop.create_future()
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            stop = await self._stop
+        if stop.exit_code:
+            log.error("stopped", reason=stop.reason)
+        return stop.exit_code
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start part after part; the stack stops them in reverse."""
+        settings = self.settings
+        host = PeerHost(
+            identity=lambda: self.node.member,
+            ring_digest=lambda: self.node.view.digest,
+            serve=self._serve_peer,
+            replied=self._peer_replied,
+            failed=self._peer_failed,
+            connected=lambda member: self.dispatch(PeerConnected(member)),
+            disconnected=lambda node_id, reason: self.dispatch(PeerDisconnected(node_id, reason)),
+            probed=lambda address, member, reason: self.dispatch(IdentityProbed(address, member, reason)),
+        )
+        self.peers = PeerTransport(settings, host, self._rng)
+        await self.peers.start()
+        stack.push_async_callback(self.peers.close)
+        self.metrics = Metrics()
+        self.api = HttpApi(settings, submit=self.submit, now=now, metrics=self.metrics)
+        await self.api.bind()
+        stack.push_async_callback(self.api.close)
+        self.node = Node(settings, self._announcement(), self._rng, now())
+        self._carry_out = self._table_of_effects()
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        if settings.etcd:
+            keyspace = Keyspace(settings.cluster)
+            self.etcd = EtcdClient(settings, keyspace.range_start, keyspace.range_end, self.dispatch, self._rng)
+            stack.push_async_callback(self.etcd.close)
+        lag = tasks.create_task(self._measure_lag())
+        stack.callback(lag.cancel)
+        self._listen_to_signals()
+        self.api.serve(self.node)
+        log.info(
+            "started", id=settings.id, version=__version__, http=self.node.member.http, peer=self.node.member.peer,
+            etcd=",".join(settings.etcd) or "none",
+        )  # fmt: skip
+        self.dispatch(Started())
+
+    def _announcement(self) -> Member:
+        """Say who this node is: its bound ports under the host that others can reach."""
+        settings = self.settings
+        return Member(
+            id=settings.id,
+            http=self._advertised(self.api.bound_address),
+            gossip=self._advertised(settings.gossip),
+            peer=self._advertised(self.peers.bound_address),
+            epoch=self.started.unix_ms,
+            weight=settings.weight,
+            zone=settings.zone,
+        )
+
+    def _advertised(self, bound: Address) -> Address:
+        host, port = parse_address(bound)
+        if self.settings.advertise:
+            host = self.settings.advertise
+        elif _is_any(host):
+            host = default_route_host()
+        return format_address(host, port)
+
+    def _listen_to_signals(self) -> None:
+        asked = False
+
+        def on_signal() -> None:
+            nonlocal asked
+            if asked:
+                self._end(Stop(1, "told twice to stop"))
+                return
+            asked = True
+            log.info("leaving", drain_timeout_s=self.settings.drain_timeout)
+            self.api.stop_accepting()
+            self._loop.call_later(self.settings.drain_timeout, self._end, Stop(0, "the drain time-out passed"))
+            self.dispatch(LeaveRequested())
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, on_signal)
+
+    # --- events in ------------------------------------------------------------------------------------
+
+    def dispatch(self, event: Event) -> None:
+        """Hand an event to the core and carry out what it wants."""
+        self.execute(self.node.handle(event, now()))
+        self._arm()
+
+    def submit(self, request: ReadRequest | WriteRequest) -> Outcome | asyncio.Future[Outcome]:
+        """Begin a client's request: its outcome at once, or a future of it."""
+        if type(request) is ReadRequest:
+            result = self.node.begin_read(request, now())
+        else:
+            result = self.node.begin_write(request, now())  # type: ignore[arg-type]
+        if type(result) is Outcome:
+            return result
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        self._waiting[result.request_id] = future  # type: ignore[union-attr]
+        self.execute(result.effects)  # type: ignore[union-attr]
+        self._arm()
+        return future
+
+    def _serve_peer(self, operation: int, arguments: tuple[Any, ...], digest: bytes) -> tuple[int, tuple[Any, ...]]:
+        return self.node.serve_peer(operation, arguments, digest, now())
+
+    def _peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...]) -> None:
+        self.execute(self.node.peer_replied(call_id, status, payload, now()))
+
+    def _peer_failed(self, call_id: int, reason: str, sent: bool) -> None:  # noqa: FBT001  # the transport's callback
+        self.execute(self.node.peer_failed(call_id, reason, now(), sent=sent))
+
+    def _arm(self) -> None:
+        """Move the one timer forward to the node's deadline; a later deadline is found when it fires."""
+        deadline_s = self.node.deadline()
+        if deadline_s < self._timer_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_s = deadline_s
+            self._timer = self._loop.call_later(max(0.0, deadline_s - time.monotonic()), self._fire)
+
+    def _fire(self) -> None:
+        self._timer, self._timer_s = None, float("inf")
+        self.dispatch(TimerFired())
+
+    # --- effects out ----------------------------------------------------------------------------------
+
+    def execute(self, effects: list[Effect]) -> None:
+        """Carry out effects in order."""
+        for effect in effects:
+            self._carry_out[type(effect)](effect)
+
+    def _table_of_effects(self) -> dict[type, Callable[[Any], None]]:
+        table: dict[type, Callable[[Any], None]] = {
+            SendPeer: self.peers.send,
+            CompleteRequest: self._complete,
+            SetPeers: lambda effect: self.peers.set_peers(effect.members),
+            ProbeIdentity: lambda effect: self.peers.probe(effect.address),
+            PublishView: lambda _effect: None,  # Pages read the view from the node.
+            Note: self._log,
+            Stop: self._end,
+        }
+        for kind in (ReadSnapshot, CheckKeys, WatchKeys, GrantLease, KeepLeaseAlive, RevokeLease, TransactKey):
+            table[kind] = lambda effect: self.etcd.execute(effect)
+        return table
+
+    def _complete(self, effect: CompleteRequest) -> None:
+        future = self._waiting.pop(effect.request_id)
+        if not future.done():  # The client may have gone.
+            future.set_result(effect.outcome)
+
+    def _log(self, effect: Note) -> None:
+        entry = effect.entry
+        log.info(entry.kind, source=entry.source, member=entry.member, detail=entry.detail)
+
+    def _end(self, stop: Stop) -> None:
+        assert self._stop is not None
+        if not self._stop.done():
+            self._stop.set_result(stop)
+
+    async def _measure_lag(self) -> None:
+        """Measure how late the event loop wakes a task: a node that stalls must know it."""
+        while True:
+            asked_s = time.monotonic()
+            await asyncio.sleep(LAG_PERIOD_S)
+            self.metrics.observe_event_loop_lag(max(0.0, time.monotonic() - asked_s - LAG_PERIOD_S))
+
+
+def _is_any(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def default_route_host() -> str:
+    """Return the address this machine uses towards the outside; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1 of RFC 5737: routed like any outside address.
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def run(settings: Settings) -> int:
+    """Run a node to its end. Return the exit code: 0 left, 1 could not go on, 64 unusable settings."""
+    configure_logging(settings)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Runtime(settings).run())
+    except ConfigError as error:
+        print(f"zephyr: {error}", file=sys.stderr)  # noqa: T201  # one line for the person who started it
+        return EXIT_CONFIG
