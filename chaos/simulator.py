@@ -81,7 +81,8 @@ class Simulation:
         """Pairs (from, to) whose packets vanish."""
         self.loss = 0.0
         """Share of peer messages that vanish."""
-        self.outcomes: dict[tuple[NodeId, int], Outcome] = {}
+        self.outcomes: dict[tuple[str, int], Outcome] = {}
+        """(address of the life that was asked, request id) -> how its request ended."""
         self._lives = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
@@ -146,7 +147,7 @@ class Simulation:
         """Ask a node to leave in good order."""
         self._handle(self.nodes[node_id], LeaveRequested())
 
-    def submit(self, node_id: NodeId, request: ReadRequest | WriteRequest) -> Outcome | tuple[NodeId, int]:
+    def submit(self, node_id: NodeId, request: ReadRequest | WriteRequest) -> Outcome | tuple[str, int]:
         """Hand a client's request to a node: its outcome, or the key under which `outcomes` will hold it."""
         simulated = self.nodes[node_id]
         begin = simulated.node.begin_read if type(request) is ReadRequest else simulated.node.begin_write
@@ -155,7 +156,7 @@ class Simulation:
             return result
         self._carry_out(simulated, result.effects)
         self._arm(simulated)
-        return node_id, result.request_id
+        return simulated.address, result.request_id
 
     def _handle(self, simulated: SimulatedNode, event: Event) -> None:
         if not simulated.stopped:
@@ -184,7 +185,7 @@ class Simulation:
                 case SendPeer():
                     self._send(simulated, effect)
                 case CompleteRequest(request_id, outcome):
-                    self.outcomes[node_id, request_id] = outcome
+                    self.outcomes[simulated.address, request_id] = outcome
                 case SetPeers(members):
                     simulated.peers = members
                     self.at(self.now_s, lambda: self._connect_all(simulated))
@@ -272,10 +273,13 @@ class Simulation:
                 self._carry_out(simulated, effects)
                 self._arm(simulated)
 
-        if peer not in simulated.connected:
-            self.at(self.now_s, fail)
-        elif self._passes(me, peer):
-            self.at(self.now_s + self._latency_s(), arrive)
+        def depart() -> None:
+            if peer not in simulated.connected:
+                fail()
+            elif self._passes(me, peer):
+                self.at(self.now_s + self._latency_s(), arrive)
+
+        self.at(self.now_s, depart)  # After the connections that the same effects asked for.
 
     def _look_after_connections(self, simulated: SimulatedNode) -> None:
         if not simulated.stopped:

@@ -91,6 +91,7 @@ class Node:
         self._peers: tuple[Member, ...] = ()
         self._building: RingBuilder | None = None
         self._view_next: ClusterView | None = None
+        self._filling = False
         self._witness_changes_seen = -1
         self._connections_changed = False
         self._reclaim_slot = SLOTS
@@ -155,7 +156,7 @@ class Node:
 
     def deadline(self) -> float:
         """Return the monotonic second at which `TimerFired` is due; -inf: now."""
-        if self._building is not None or self._reclaim_slot < SLOTS:
+        if self._building is not None or self._filling or self._reclaim_slot < SLOTS:
             return -inf
         return min(
             inf if self.etcd is None else self.etcd.deadline(),
@@ -182,6 +183,7 @@ class Node:
         effects += self.coordinator.poll(now)
         effects += self._reconcile(now)
         effects += self._build(now)
+        self._fill()
         self._reclaim()
         self._expire(now)
         effects += self._stop(now)
@@ -269,9 +271,9 @@ class Node:
         if ring.members != self.ring.members:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
+            self._filling = True
+            self._reclaim_slot = SLOTS if self.etcd is None else 0
         self.ring = ring
-        if self.etcd is not None:
-            self._reclaim_slot = 0
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
     def _publish(self, view: ClusterView) -> list[Effect]:
@@ -279,6 +281,11 @@ class Node:
             return []
         self.view = view
         return [PublishView(view)]
+
+    def _fill(self) -> None:
+        """Fill one slice of the ring's table; slots that are asked for earlier are filled when asked."""
+        if self._filling:
+            self._filling = not self.ring.fill()
 
     def _reclaim(self) -> None:
         """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale."""

@@ -27,7 +27,7 @@ from zephyr.api.http import HttpApi
 from zephyr.config import Settings, format_address, parse_address
 from zephyr.errors import ConfigError
 from zephyr.etcd.client import EtcdClient
-from zephyr.etcd.lease import Keyspace
+from zephyr.etcd.registration import Keyspace
 from zephyr.events import (
     CheckKeys,
     CompleteRequest,
@@ -102,6 +102,7 @@ class Runtime:
         self._timer_s = float("inf")
         self._stop: asyncio.Future[Stop] | None = None
         self._carry_out: dict[type, Callable[[Any], None]] = {}
+        self.etcd: EtcdClient | None = None
 
     async def run(self) -> int:
         """Run until the node leaves, is told to stop, or cannot go on. Return the exit code."""
@@ -135,12 +136,12 @@ class Runtime:
         await self.api.bind()
         stack.push_async_callback(self.api.close)
         self.node = Node(settings, self._announcement(), self._rng, now())
-        self._carry_out = self._table_of_effects()
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if settings.etcd:
             keyspace = Keyspace(settings.cluster)
             self.etcd = EtcdClient(settings, keyspace.range_start, keyspace.range_end, self.dispatch, self._rng)
             stack.push_async_callback(self.etcd.close)
+        self._carry_out = self._table_of_effects()
         lag = tasks.create_task(self._measure_lag())
         stack.callback(lag.cancel)
         self._listen_to_signals()
@@ -249,8 +250,9 @@ class Runtime:
             Note: self._log,
             Stop: self._end,
         }
-        for kind in (ReadSnapshot, CheckKeys, WatchKeys, GrantLease, KeepLeaseAlive, RevokeLease, TransactKey):
-            table[kind] = lambda effect: self.etcd.execute(effect)
+        if self.etcd is not None:
+            for kind in (ReadSnapshot, CheckKeys, WatchKeys, GrantLease, KeepLeaseAlive, RevokeLease, TransactKey):
+                table[kind] = self.etcd.execute
         return table
 
     def _complete(self, effect: CompleteRequest) -> None:

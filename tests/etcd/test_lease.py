@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zephyr.config import Settings
-from zephyr.etcd.lease import ClusterSettings, EtcdMembership, Keyspace, decode_registration, encode_registration
+from zephyr.etcd.lease import EtcdMembership
+from zephyr.etcd.registration import ClusterSettings, Keyspace, decode_registration, encode_registration
 from zephyr.events import (
     CheckKeys,
     EtcdCallFailed,

@@ -1,0 +1,284 @@
+"""The table of requests in flight: whom it asks, when it gives up, what it answers peers."""
+
+from dataclasses import replace
+
+import pytest
+from zephyr.store.store import Store
+
+from zephyr.config import Settings
+from zephyr.events import CompleteRequest, SendPeer
+from zephyr.model import ClusterView, EtcdStatus, Failure, Instant, Outcome, ReadRequest, WriteRequest
+from zephyr.peer.wire import Operation, Status
+from zephyr.replication import coordinator as module
+from zephyr.replication.coordinator import NOT_OWNER_PAUSE_S, Coordinator, Pending
+from zephyr.ring.ring import RingMember, build_ring, key_slot
+from zephyr.store.record import CLOCK_DRIFT_MAX_MS, HybridLogicalClock, pack_record, record_value, record_version
+
+SETTINGS = Settings(id="n1", virtual_nodes=64)
+UNIX_MS = 1_700_000_000_000
+
+
+def at(second: float) -> Instant:
+    return Instant(second, UNIX_MS + int(second * 1000))
+
+
+def view(digest: bytes = b"ring-one", revision: int = 5) -> ClusterView:
+    return ClusterView("etcd", 0.0, EtcdStatus("connected", revision, None, ""), 1, revision, digest, (), ())
+
+
+def ring(*ids: str, replicas: int = 3):
+    return build_ring(tuple(RingMember(node_id) for node_id in ids), replicas, 64)
+
+
+def build(*ids: str, replicas: int = 3, **settings: object) -> Coordinator:
+    changed = replace(SETTINGS, replicas=replicas, **settings)
+    store = Store(
+        memory_bytes_max=changed.memory,
+        tombstone_bytes_max=changed.tombstone_memory,
+        tombstone_grace_ms=3_600_000,
+        ghosts_max=1000,
+        eviction="sieve",
+    )
+    coordinator = Coordinator(changed, ring(), store, HybridLogicalClock("n1"))
+    coordinator.ring_changed(ring(*ids, replicas=replicas), view(), at(0))
+    return coordinator
+
+
+def sends(effects) -> list[SendPeer]:
+    return [effect for effect in effects if isinstance(effect, SendPeer)]
+
+
+def completed(effects) -> Outcome:
+    [outcome] = [effect.outcome for effect in effects if isinstance(effect, CompleteRequest)]
+    return outcome
+
+
+def key_owned_by(coordinator: Coordinator, wanted) -> bytes:
+    for number in range(100_000):
+        key = b"key-%d" % number
+        if wanted(coordinator.ring.owners(key_slot(key))):
+            return key
+    raise AssertionError("no such key")
+
+
+def record_at(second: float, value: bytes = b"v", node_id: str = "n2") -> bytes:
+    return pack_record(HybridLogicalClock(node_id).stamp(UNIX_MS + int(second * 1000)), value)
+
+
+def test_the_only_owner_answers_in_one_call():
+    alone = build("n1")
+    written = alone.begin_write(WriteRequest(b"key", b"value", b"text/plain", ttl_ms=1000), at(1))
+    assert isinstance(written, Outcome)
+    assert written.failure is None
+    assert not written.existed
+    assert record_value(alone.begin_read(ReadRequest(b"key"), at(1.5)).record) == b"value"
+    assert alone.begin_write(WriteRequest(b"key", b"again"), at(1.6)).existed
+    assert alone.begin_write(WriteRequest(b"key", None), at(1.7)).failure is None
+    assert alone.begin_read(ReadRequest(b"key"), at(1.8)).record is None
+
+
+def test_a_deadline_is_set_by_the_coordinator_once():
+    alone = build("n1")
+    alone.begin_write(WriteRequest(b"key", b"value", ttl_ms=1000), at(1))
+    assert alone.begin_read(ReadRequest(b"key"), at(1.99)).record is not None
+    assert alone.begin_read(ReadRequest(b"key"), at(2.01)).record is None
+
+
+def test_without_a_ring_requests_are_refused():
+    lost = build()
+    assert lost.begin_read(ReadRequest(b"key"), at(1)).failure is Failure.UNAVAILABLE
+
+
+def test_a_node_that_owns_nothing_of_a_key_coordinates_its_write():
+    coordinator = build("n1", "n2", "n3", "n4")
+    key = key_owned_by(coordinator, lambda owners: "n1" not in owners)
+    pending = coordinator.begin_write(WriteRequest(key, b"value"), at(1))
+    assert isinstance(pending, Pending)
+    calls = sends(pending.effects)
+    assert {call.node_id for call in calls} == {"n2", "n3", "n4"}
+    assert len({call.arguments for call in calls}) == 1, "one stamp for all replicas"
+    version = record_version(calls[0].arguments[1])
+    assert coordinator.replied(calls[0].call_id, Status.OK, (True, False, version), at(1.1)) == []
+    outcome = completed(coordinator.replied(calls[2].call_id, Status.OK, (True, True, version), at(1.2)))
+    assert (outcome.failure, outcome.existed, outcome.answered, outcome.asked) == (None, True, 2, 3)
+    assert coordinator.replied(calls[1].call_id, Status.OK, (True, True, version), at(1.3)) == [], "late is nothing"
+    assert coordinator.requests_in_flight == 0
+
+
+def test_a_read_prefers_this_node_and_then_owners_that_can_be_reached():
+    coordinator = build("n1", "n2", "n3")
+    coordinator.peer_reachable("n2", reachable=False)
+    pending = coordinator.begin_read(ReadRequest(b"key"), at(1))
+    assert [call.node_id for call in sends(pending.effects)] == ["n3"]
+
+
+def test_a_read_answers_with_the_newest_of_its_quorum_and_hides_tombstones():
+    coordinator = build("n1", "n2", "n3")
+    coordinator.store.apply(key_slot(b"key"), b"key", record_at(1, b"old"), UNIX_MS + 1000)
+    pending = coordinator.begin_read(ReadRequest(b"key"), at(2))
+    [call] = sends(pending.effects)
+    outcome = completed(coordinator.replied(call.call_id, Status.OK, (record_at(1.5, b"new"),), at(2.1)))
+    assert record_value(outcome.record) == b"new"
+
+    pending = coordinator.begin_read(ReadRequest(b"key"), at(3))
+    [call] = sends(pending.effects)
+    tombstone = pack_record(record_version(record_at(1.6)), b"", tombstone=True)
+    assert completed(coordinator.replied(call.call_id, Status.OK, (tombstone,), at(3.1))).record is None
+
+
+def test_a_failed_replica_is_replaced_by_the_next_one():
+    coordinator = build("n1", "n2", "n3")
+    pending = coordinator.begin_read(ReadRequest(b"key"), at(1))
+    [call] = sends(pending.effects)
+    [second] = sends(coordinator.failed(call.call_id, "connection lost", at(1.1), sent=True))
+    assert second.node_id != call.node_id
+    outcome = completed(coordinator.failed(second.call_id, "connection lost", at(1.2), sent=True))
+    assert outcome.failure is Failure.UNAVAILABLE
+    assert "connection lost" in outcome.detail
+
+
+def test_a_quorum_that_cannot_be_met_is_refused_before_anything_is_sent():
+    coordinator = build("n1", "n2", "n3")
+    coordinator.peer_reachable("n2", reachable=False)
+    coordinator.peer_reachable("n3", reachable=False)
+    outcome = coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
+    assert outcome.failure is Failure.UNAVAILABLE
+    assert coordinator.store.items == 0
+    assert coordinator.begin_write(WriteRequest(b"key", b"v", quorum="7"), at(1)).failure is Failure.UNAVAILABLE
+
+
+def test_a_write_decided_by_this_node_alone_still_reaches_the_others():
+    coordinator = build("n1", "n2", "n3")
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(1))
+    assert {call.node_id for call in sends(pending.effects)} == {"n2", "n3"}
+    assert completed(pending.effects).failure is None
+
+
+def test_a_passed_deadline_leaves_the_outcome_of_a_write_unknown():
+    coordinator = build("n1", "n2", "n3")
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
+    assert coordinator.deadline() == 1 + SETTINGS.request_timeout
+    assert coordinator.poll(at(2.9)) == []
+    outcome = completed(coordinator.poll(at(3)))
+    assert outcome.failure is Failure.UNKNOWN
+    assert coordinator.requests_in_flight == 0
+    assert coordinator.failed(sends(pending.effects)[0].call_id, "late", at(4), sent=True) == []
+
+
+def test_clients_own_timeouts_end_in_their_order():
+    coordinator = build("n1", "n2", "n3")
+    slow = coordinator.begin_read(ReadRequest(b"a", timeout_s=30), at(1))
+    quick = coordinator.begin_read(ReadRequest(b"b", timeout_s=0.5), at(1))
+    default = coordinator.begin_read(ReadRequest(b"c"), at(1))
+    ended = []
+    for _ in range(3):
+        ended += [effect.request_id for effect in coordinator.poll(at(coordinator.deadline()))]
+    assert ended == [quick.request_id, default.request_id, slow.request_id]
+    assert coordinator.deadline() == float("inf")
+
+
+def test_a_write_overtaken_by_a_newer_one_is_stamped_above_it():
+    coordinator = build("n1", "n2", "n3")
+    pending = coordinator.begin_write(WriteRequest(b"key", b"mine"), at(1))
+    first = sends(pending.effects)
+    newer = record_version(record_at(1.3))
+    second = sends(coordinator.replied(first[0].call_id, Status.OK, (False, True, newer), at(1.1)))
+    assert {call.node_id for call in second} == {"n2", "n3"}
+    assert all(record_version(call.arguments[1]) > newer for call in second)
+    version = record_version(second[0].arguments[1])
+    assert completed(coordinator.replied(second[0].call_id, Status.OK, (True, True, version), at(1.2))).failure is None
+
+
+def test_not_owner_waits_for_the_ring_and_starts_again_with_the_new_owners():
+    coordinator = build("n1", "n2", "n3", "n4", replicas=1)
+    key = key_owned_by(coordinator, lambda owners: owners == ("n4",))
+    pending = coordinator.begin_read(ReadRequest(key), at(1))
+    [call] = sends(pending.effects)
+    assert coordinator.replied(call.call_id, Status.NOT_OWNER, (1, 6, b"ring-two"), at(1.01)) == []
+    assert coordinator.view_doubted
+    coordinator.check_invariants()
+    effects = coordinator.ring_changed(ring("n1", "n2", "n3", replicas=1), view(b"ring-two"), at(1.05))
+    if not sends(effects):
+        assert completed(effects).failure is None, "this node owns the slot now"
+    else:
+        [again] = sends(effects)
+        assert again.node_id in ("n2", "n3")
+        assert completed(coordinator.replied(again.call_id, Status.OK, (None,), at(1.1))).failure is None
+
+
+def test_a_second_not_owner_ends_the_request():
+    coordinator = build("n1", "n2", replicas=1)
+    key = key_owned_by(coordinator, lambda owners: owners == ("n2",))
+    pending = coordinator.begin_write(WriteRequest(key, b"v"), at(1))
+    [call] = sends(pending.effects)
+    coordinator.replied(call.call_id, Status.NOT_OWNER, (1, 6, b"ring-two"), at(1.0))
+    assert coordinator.deadline() == pytest.approx(1 + NOT_OWNER_PAUSE_S)
+    [again] = sends(coordinator.poll(at(coordinator.deadline())))
+    outcome = completed(coordinator.replied(again.call_id, Status.NOT_OWNER, (1, 6, b"ring-two"), at(1.4)))
+    assert outcome.failure is Failure.UNAVAILABLE
+
+
+def test_overload_is_refused_and_nothing_is_sent(monkeypatch):
+    monkeypatch.setattr(module, "REQUESTS_MAX", 3)
+    coordinator = build("n1", "n2", "n3")
+    for number in range(3):
+        assert isinstance(coordinator.begin_read(ReadRequest(b"key-%d" % number), at(1)), Pending)
+    assert coordinator.begin_read(ReadRequest(b"one more"), at(1)).failure is Failure.OVERLOADED
+
+
+def test_an_item_above_the_memory_bound_is_refused_before_anything_is_sent():
+    coordinator = build("n1", "n2", "n3", memory=1 << 20)
+    outcome = coordinator.begin_write(WriteRequest(b"key", bytes(2 << 20)), at(1))
+    assert isinstance(outcome, Outcome)
+    assert outcome.failure is Failure.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "status"),
+    [
+        (Operation.READ, (), Status.BAD_REQUEST),
+        (Operation.READ, ("text",), Status.BAD_REQUEST),
+        (Operation.READ, (b"",), Status.BAD_REQUEST),
+        (Operation.READ, (bytes(2000),), Status.BAD_REQUEST),
+        (Operation.READ, (b"key", b"more"), Status.BAD_REQUEST),
+        (Operation.WRITE, (b"key",), Status.BAD_REQUEST),
+        (Operation.WRITE, (b"key", b"short"), Status.BAD_REQUEST),
+        (Operation.WRITE, (b"key", bytes(22) + b"\x09\x00"), Status.BAD_REQUEST),
+        (Operation.WRITE, (b"key", bytes(23) + b"\xff"), Status.BAD_REQUEST),
+        (99, (b"key",), Status.BAD_REQUEST),
+        (Operation.READ, (b"key",), Status.OK),
+        (Operation.WRITE, (b"key", record_at(1)), Status.OK),
+    ],
+)
+def test_a_peers_request_is_checked_before_it_is_served(operation, arguments, status):
+    coordinator = build("n1", "n2", "n3")
+    answered, _ = coordinator.serve(operation, arguments, b"ring-one", at(2))
+    assert answered == status
+
+
+def test_a_peer_whose_ring_differs_is_served_where_this_node_owns_the_slot():
+    coordinator = build("n1", "n2", "n3", "n4", replicas=1)
+    mine = key_owned_by(coordinator, lambda owners: owners == ("n1",))
+    other = key_owned_by(coordinator, lambda owners: owners == ("n2",))
+    assert coordinator.serve(Operation.READ, (mine,), b"ring-two", at(1))[0] == Status.OK
+    assert not coordinator.view_doubted
+    assert coordinator.serve(Operation.READ, (other,), b"ring-two", at(1)) == (Status.NOT_OWNER, (1, 5, b"ring-one"))
+    assert coordinator.view_doubted
+    assert coordinator.not_owner_count == 1
+
+
+def test_a_stamp_too_far_ahead_is_refused_and_counted():
+    coordinator = build("n1", "n2", "n3")
+    ahead = record_at(1 + CLOCK_DRIFT_MAX_MS / 1000 + 0.1)
+    assert coordinator.serve(Operation.WRITE, (b"key", ahead), b"ring-one", at(1))[0] == Status.CLOCK_SKEW
+    assert coordinator.refused_stamp_count == 1
+    assert coordinator.store.items == 0
+
+
+def test_a_replica_tells_what_stands_above_an_older_write():
+    coordinator = build("n1", "n2", "n3")
+    newer, older = record_at(1), record_at(0.5)
+    assert coordinator.serve(Operation.WRITE, (b"key", newer), b"ring-one", at(1))[1][0] is True
+    status, payload = coordinator.serve(Operation.WRITE, (b"key", older), b"ring-one", at(1))
+    assert (status, payload) == (Status.OK, (False, True, record_version(newer)))
+    assert coordinator.serve(Operation.WRITE, (b"key", newer), b"ring-one", at(1))[0] == Status.OK, "idempotent"
