@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 
 from zephyr.cluster import Reconciler, StaticMembership
-from zephyr.config import SLOTS, Settings
+from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
 from zephyr.events import (
     Effect,
@@ -45,7 +45,7 @@ from zephyr.events import (
 )
 from zephyr.model import ClusterView, Instant, Member, NodeId, Outcome, ReadRequest, TimelineEntry, WriteRequest
 from zephyr.replication.coordinator import Coordinator, Pending
-from zephyr.ring.ring import Ring, RingBuilder, RingMember, build_ring
+from zephyr.ring.ring import Ring, RingBuilder, RingMember, build_ring, key_slot
 from zephyr.store.record import HybridLogicalClock
 from zephyr.store.store import Store
 
@@ -78,6 +78,7 @@ class Node:
             tombstone_grace_ms=round(settings.tombstone_grace * 1000),
             ghosts_max=settings.ghosts_max,
             eviction=settings.eviction,
+            slot_of=key_slot,
         )
         self.etcd = EtcdMembership(settings, member, rng, now) if settings.etcd else None
         self.static = None if settings.etcd else StaticMembership(settings, member)
@@ -94,7 +95,7 @@ class Node:
         self._filling = False
         self._witness_changes_seen = -1
         self._connections_changed = False
-        self._reclaim_slot = SLOTS
+        self._reclaiming: deque[int] = deque()
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
         self._leave_asked = False
         self._stop_at_s = inf
@@ -156,7 +157,7 @@ class Node:
 
     def deadline(self) -> float:
         """Return the monotonic second at which `TimerFired` is due; -inf: now."""
-        if self._building is not None or self._filling or self._reclaim_slot < SLOTS:
+        if self._building is not None or self._filling or self._reclaiming:
             return -inf
         return min(
             inf if self.etcd is None else self.etcd.deadline(),
@@ -272,8 +273,9 @@ class Node:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
             self._filling = True
-            self._reclaim_slot = SLOTS if self.etcd is None else 0
         self.ring = ring
+        if self._filling and self.etcd is not None:
+            self._reclaiming = deque(self.store.occupied_slots())
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
     def _publish(self, view: ClusterView) -> list[Effect]:
@@ -290,11 +292,10 @@ class Node:
     def _reclaim(self) -> None:
         """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale."""
         keys = slots = 0
-        while self._reclaim_slot < SLOTS and keys < SLICE_KEYS and slots < SLICE_SLOTS:
-            slot = self._reclaim_slot
-            if self.store.occupied(slot) and self.settings.id not in self.ring.owners(slot):
+        while self._reclaiming and keys < SLICE_KEYS and slots < SLICE_SLOTS:
+            slot = self._reclaiming.popleft()
+            if self.settings.id not in self.ring.owners(slot):
                 keys += self.store.drop_slot(slot)
-            self._reclaim_slot += 1
             slots += 1
 
     def _expire(self, now: Instant) -> None:

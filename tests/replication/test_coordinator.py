@@ -38,6 +38,7 @@ def build(*ids: str, replicas: int = 3, **settings: object) -> Coordinator:
         tombstone_grace_ms=3_600_000,
         ghosts_max=1000,
         eviction="sieve",
+        slot_of=key_slot,
     )
     coordinator = Coordinator(changed, ring(), store, HybridLogicalClock("n1"))
     coordinator.ring_changed(ring(*ids, replicas=replicas), view(), at(0))

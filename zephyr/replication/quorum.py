@@ -78,8 +78,8 @@ class QuorumWrite:
     """A write of one record to all `owners`, decided by `need` acknowledgements."""
 
     __slots__ = (
-        "_failure", "_overtaken_by", "_reason", "_refusal", "_restamps", "_uncertain", "answered", "existed", "need", "owners",
-        "version", "waiting",
+        "_failure", "_overtaken_by", "_reason", "_refusal", "_restamps", "_uncertain",
+        "answered", "existed", "need", "owners", "version", "waiting",
     )  # fmt: skip
 
     def __init__(self, owners: tuple[NodeId, ...], need: int) -> None:

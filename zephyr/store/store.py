@@ -1,0 +1,468 @@
+"""What this node remembers: packed records by slot, with versions, deadlines and a bound.
+
+Decides whether a record is taken (the highest version wins), what is expired, and what goes when memory is
+full. Knows nothing of owners, peers or time: slots and unix ms are handed in.
+
+    value       a record in its slot's dict
+    empty       b"" there: the value is gone, and the eviction policy still lists the key
+    tombstone   a versioned mark of a deletion, in dicts of their own with a budget of their own
+    ghost       (key hash, version) of an expired or evicted value, in one bounded set
+    floor       per slot: the highest version of a tombstone or ghost that was forgotten
+
+A cache may miss; it must not resurrect. So a record is refused when it is not newer than what stands for
+its key: the value, else the tombstone, else the ghost, else the slot's floor. That holds for every write,
+foreground and repair: the coordinator of a refused one is told the version that stands, stamps above it,
+and loses nothing.
+
+Invariants (`check_invariants`): counts and bytes are those of the entries; each slot's digest is that of its
+values and tombstones; a floor never falls.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import mmh3
+
+from zephyr.config import SLOTS
+from zephyr.model import Version
+from zephyr.store.digest import entry_digest
+from zephyr.store.eviction import make_eviction
+from zephyr.store.record import (
+    VERSION_ZERO,
+    record_expires_unix_ms,
+    record_is_tombstone,
+    record_version,
+    version_unix_ms,
+)
+
+ENTRY_OVERHEAD_BYTES = 128
+"""Of a value beside the bytes of its key and record: two object headers (66), its share of the slot's dict (about 54 at
+the fill of a growing dict) and malloc's rounding. Measured as RSS at 1M entries of 52 bytes; see docs/decisions."""
+DEADLINE_OVERHEAD_BYTES = 80
+"""Of a value with a deadline: its place in the expiry buckets."""
+TOMBSTONE_OVERHEAD_BYTES = 400
+"""Of a tombstone: its record, its place in two dicts and in the line of the oldest."""
+COLD_FILL_MAX = 0.9
+"""Share of the bound above which repair and handoff insert nothing: repair never evicts."""
+BUCKET_KEYS_MAX = 4096
+"""Keys of one dict of an expiry bucket; a fuller second has several, so that none takes long to grow."""
+COLLECT_EVERY = 128
+"""Emptied entries per sweep of one segment of the policy's list: four keys looked at for each emptied one."""
+
+
+class Applied(NamedTuple):
+    """What became of a record."""
+
+    applied: bool
+    """It stands now, or stood already."""
+    existed: bool
+    """A live value stood there before."""
+    newest: Version
+    """The version that stands: the record's own, or the one that refused it."""
+    too_large: bool = False
+    """Refused because it is larger than the whole bound; nothing was evicted."""
+    full: bool = False
+    """A cold insertion refused because memory is nearly full."""
+
+
+class Store:
+    """The entries of one node."""
+
+    def __init__(
+        self,
+        *,
+        memory_bytes_max: int,
+        tombstone_bytes_max: int,
+        tombstone_grace_ms: int,
+        ghosts_max: int,
+        eviction: str,
+        slot_of: Callable[[bytes], int],
+    ) -> None:
+        """`slot_of`: the slot of a key, for the keys that the eviction policy names."""
+        self.bytes_max = memory_bytes_max
+        self.bytes_used = 0
+        """Keys, records and overhead of values, emptied entries included. Tombstones have their own count."""
+        self.items = 0
+        """Values; an expired one counts until it is removed."""
+        self.tombstones = 0
+        self.tombstone_bytes = 0
+        self.evictions = 0
+        self.expired = 0
+        self.hits = 0
+        self.misses = 0
+        self._slots: list[dict[bytes, bytes] | None] = [None] * SLOTS
+        self._slot_of = slot_of
+        self._policy = make_eviction(eviction)
+        self._overhead_bytes = ENTRY_OVERHEAD_BYTES + self._policy.overhead_bytes
+        self._emptied = 0
+        self._emptied_since_sweep = 0
+        self._tombstone_bytes_max = tombstone_bytes_max
+        self._tombstone_grace_ms = tombstone_grace_ms
+        self._tombstones: dict[int, dict[bytes, bytes]] = {}
+        self._tombstone_line: OrderedDict[bytes, None] = OrderedDict()
+        self._ghosts_max = ghosts_max
+        self._ghosts: OrderedDict[int, Version] = OrderedDict()
+        self._floors: dict[int, Version] = {}
+        self._digests: dict[int, int] = {}
+        self._buckets: dict[int, list[dict[bytes, None]]] = {}
+        self._bucket_seconds: list[int] = []
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def get(self, slot: int, key: bytes, now_unix_ms: int) -> bytes | None:
+        """Return the live record of a key, or None; counts as use."""
+        entries = self._slots[slot]
+        record = entries.get(key) if entries else None
+        if record:
+            expires = record[16:22]
+            if expires == _NEVER or int.from_bytes(expires, "big") > now_unix_ms:
+                self.hits += 1
+                self._policy.touch(key)
+                return record
+        self.misses += 1
+        return None
+
+    def peek(self, slot: int, key: bytes, now_unix_ms: int) -> bytes | None:
+        """Return the live record or the tombstone of a key, or None; no use is counted."""
+        entries = self._slots[slot]
+        record = entries.get(key) if entries else None
+        if record and not _is_expired(record, now_unix_ms):
+            return record
+        marks = self._tombstones.get(slot)
+        return marks.get(key) if marks else None
+
+    def touch(self, key: bytes) -> None:
+        """Count a use of a key that holds a value."""
+        self._policy.touch(key)
+
+    def slot_items(self, slot: int) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate over (key, record) of a slot as it is now, tombstones included, expired values too."""
+        entries = self._slots[slot] or {}
+        pairs = [(key, record) for key, record in entries.items() if record]
+        return iter(pairs + list(self._tombstones.get(slot, {}).items()))
+
+    def slot_digest(self, slot: int) -> int:
+        """Return the 128-bit digest of a slot; 0 when it is empty."""
+        return self._digests.get(slot, 0)
+
+    def floor(self, slot: int) -> Version:
+        """Return the version at or below which an absent key of a slot is refused."""
+        return self._floors.get(slot, VERSION_ZERO)
+
+    def ghost(self, slot: int, key: bytes) -> Version | None:
+        """Return the version that an expired or evicted key had, while it is remembered."""
+        return self._ghosts.get(_ghost_id(slot, key))
+
+    @property
+    def ghosts(self) -> int:
+        """Ghosts remembered."""
+        return len(self._ghosts)
+
+    def occupied_slots(self) -> list[int]:
+        """Return the slots that hold anything, in order."""
+        return [slot for slot, entries in enumerate(self._slots) if entries or slot in self._tombstones]
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def apply(self, slot: int, key: bytes, record: bytes, now_unix_ms: int, *, cold: bool = False) -> Applied:
+        """Take a record if it is newer than what stands; the same one again changes nothing.
+
+        `cold`: from repair or handoff. It is listed as the next to go, and refused when memory is nearly
+        full instead of evicting anything.
+        """
+        entries = self._slots[slot]
+        standing = entries.get(key) if entries else None
+        if standing and _is_expired(standing, now_unix_ms):
+            self._expire(slot, key, standing)
+            entries = self._slots[slot]
+            standing = entries.get(key) if entries else None
+        version = record_version(record)
+        newest = record_version(standing) if standing else self._mark(slot, key)
+        existed = bool(standing)
+        if version <= newest:
+            same = version == newest and (existed or self._is_tombstone(slot, key, version))
+            return Applied(same, existed, newest)
+        if record_is_tombstone(record):
+            self._apply_tombstone(slot, key, record, standing)
+            return Applied(applied=True, existed=existed, newest=version)
+        size = self._size(key, record)
+        if size > self.bytes_max:
+            return Applied(applied=False, existed=existed, newest=newest, too_large=True)
+        if cold and self.bytes_used + size > self.bytes_max * COLD_FILL_MAX:
+            return Applied(applied=False, existed=existed, newest=newest, full=True)
+        self._put(slot, key, record, standing, cold=cold)
+        if self.bytes_used > self.bytes_max:
+            self._evict(key)
+        return Applied(applied=True, existed=existed, newest=version)
+
+    def drop_slot(self, slot: int) -> int:
+        """Forget all of a slot, since this node no longer owns it. Return how many entries went.
+
+        Leaves no ghosts. The floor stays, since it is safe; so does what the ghosts know.
+        """
+        count = 0
+        for key, record in list((self._slots[slot] or {}).items()):
+            if record:
+                self._remove(slot, key, record)
+                count += 1
+        for key in list(self._tombstones.get(slot, {})):
+            self._remove_tombstone(slot, key)
+            count += 1
+        self._digests.pop(slot, None)
+        return count
+
+    def expire(self, now_unix_ms: int, limit: int) -> int:
+        """Remove up to `limit` expired values and tombstones past their grace. Return how many went."""
+        count = 0
+        while self._bucket_seconds and self._bucket_seconds[0] * 1000 < now_unix_ms and count < limit:
+            second = self._bucket_seconds[0]
+            parts = self._buckets.get(second)
+            if not parts:
+                heapq.heappop(self._bucket_seconds)
+                self._buckets.pop(second, None)
+                continue
+            if not parts[-1]:
+                parts.pop()
+                continue
+            key = parts[-1].popitem()[0]
+            slot = self._slot_of(key)
+            record = (self._slots[slot] or {}).get(key)
+            assert record, "a key with a deadline holds a value"
+            self._expire(slot, key, record)
+            count += 1
+        while self._tombstone_line and count < limit:
+            oldest = next(iter(self._tombstone_line))
+            version = record_version(self._tombstones[self._slot_of(oldest)][oldest])
+            if version_unix_ms(version) + self._tombstone_grace_ms > now_unix_ms:
+                break
+            self._drop_oldest_tombstone()
+            count += 1
+        return count
+
+    def next_expiry_unix_ms(self) -> int | None:
+        """Return when `expire` next has a value to remove, to the second; None: no value has a deadline."""
+        return self._bucket_seconds[0] * 1000 + 1 if self._bucket_seconds else None
+
+    # --- values ---------------------------------------------------------------------------------------
+
+    def _size(self, key: bytes, record: bytes) -> int:
+        deadline = 0 if record[16:22] == _NEVER else DEADLINE_OVERHEAD_BYTES
+        return len(key) + len(record) + self._overhead_bytes + deadline
+
+    def _put(self, slot: int, key: bytes, record: bytes, standing: bytes | None, *, cold: bool) -> None:
+        entries = self._slots[slot]
+        if entries is None:
+            entries = self._slots[slot] = {}
+        digest = self._digests.get(slot, 0) ^ entry_digest(key, record)
+        if standing:
+            self.bytes_used -= self._size(key, standing)
+            digest ^= entry_digest(key, standing)
+            self._unschedule(key, standing)
+            self.items -= 1
+        elif standing is not None:
+            self.bytes_used -= self._size(key, standing)
+            self._emptied -= 1
+        else:
+            self._policy.admit(key, cold=cold)
+        mark = self._remove_tombstone(slot, key)
+        if mark is not None:
+            digest ^= entry_digest(key, mark)
+        entries[key] = record
+        self._digests[slot] = digest
+        self.bytes_used += self._size(key, record)
+        self.items += 1
+        expires_unix_ms = record_expires_unix_ms(record)
+        if expires_unix_ms:
+            self._schedule(key, expires_unix_ms)
+
+    def _remove(self, slot: int, key: bytes, record: bytes) -> None:
+        """Take a value away; where the policy still lists the key, an empty entry stays."""
+        entries = self._slots[slot]
+        assert entries is not None
+        self._unlink(slot, key, record)
+        if self._policy.forget(key):
+            del entries[key]
+            return
+        entries[key] = b""
+        self.bytes_used += self._size(key, b"")
+        self._emptied += 1
+        self._emptied_since_sweep += 1
+        if self._emptied_since_sweep >= COLLECT_EVERY:
+            self._emptied_since_sweep = 0
+            self._policy.collect(self._drop_if_empty)
+
+    def _unlink(self, slot: int, key: bytes, record: bytes) -> None:
+        """Take a value out of every count."""
+        self.items -= 1
+        self.bytes_used -= self._size(key, record)
+        self._digests[slot] = self._digests.get(slot, 0) ^ entry_digest(key, record)
+        self._unschedule(key, record)
+
+    def _drop_if_empty(self, key: bytes) -> bool:
+        entries = self._slots[self._slot_of(key)]
+        assert entries is not None, "a listed key has an entry"
+        if entries[key]:
+            return False
+        del entries[key]
+        self.bytes_used -= self._size(key, b"")
+        self._emptied -= 1
+        return True
+
+    def _evict(self, spared: bytes) -> None:
+        """Make room. What was just written is spared: it goes back on the list if it is named."""
+        named_spared = False
+        while self.bytes_used > self.bytes_max:
+            key = self._policy.next_victim()
+            if key is None:
+                break
+            if key == spared:
+                named_spared = True
+                continue
+            slot = self._slot_of(key)
+            entries = self._slots[slot]
+            assert entries is not None, "a listed key has an entry"
+            record = entries.pop(key)
+            if record:
+                self._unlink(slot, key, record)
+                self._remember_ghost(slot, key, record_version(record))
+                self.evictions += 1
+            else:
+                self.bytes_used -= self._size(key, b"")
+                self._emptied -= 1
+        if named_spared:
+            self._policy.admit(spared, cold=False)
+
+    # --- deadlines ------------------------------------------------------------------------------------
+
+    def _schedule(self, key: bytes, expires_unix_ms: int) -> None:
+        second = expires_unix_ms // 1000
+        parts = self._buckets.get(second)
+        if parts is None:
+            parts = self._buckets[second] = [{}]
+            heapq.heappush(self._bucket_seconds, second)
+        elif not parts or len(parts[-1]) >= BUCKET_KEYS_MAX:
+            parts.append({})
+        parts[-1][key] = None
+
+    def _unschedule(self, key: bytes, record: bytes) -> None:
+        expires_unix_ms = record_expires_unix_ms(record)
+        if expires_unix_ms:
+            for part in self._buckets.get(expires_unix_ms // 1000, ()):
+                if key in part:
+                    del part[key]
+                    return
+
+    def _expire(self, slot: int, key: bytes, record: bytes) -> None:
+        self._remove(slot, key, record)
+        self._remember_ghost(slot, key, record_version(record))
+        self.expired += 1
+
+    # --- tombstones, ghosts, floors -------------------------------------------------------------------
+
+    def _mark(self, slot: int, key: bytes) -> Version:
+        """Return the version that stands for a key without a value."""
+        marks = self._tombstones.get(slot)
+        if marks and key in marks:
+            return record_version(marks[key])
+        ghost = self._ghosts.get(_ghost_id(slot, key)) if self._ghosts else None
+        floor = self._floors.get(slot, VERSION_ZERO) if self._floors else VERSION_ZERO
+        return ghost if ghost is not None and ghost > floor else floor
+
+    def _is_tombstone(self, slot: int, key: bytes, version: Version) -> bool:
+        mark = self._tombstones.get(slot, {}).get(key)
+        return mark is not None and record_version(mark) == version
+
+    def _apply_tombstone(self, slot: int, key: bytes, record: bytes, standing: bytes | None) -> None:
+        if standing:
+            self._remove(slot, key, standing)
+        digest = self._digests.get(slot, 0) ^ entry_digest(key, record)
+        earlier = self._remove_tombstone(slot, key)
+        if earlier is not None:
+            digest ^= entry_digest(key, earlier)
+        self._digests[slot] = digest
+        self._tombstones.setdefault(slot, {})[key] = record
+        self._tombstone_line[key] = None
+        self.tombstones += 1
+        self.tombstone_bytes += len(key) + TOMBSTONE_OVERHEAD_BYTES
+        while self.tombstone_bytes > self._tombstone_bytes_max:
+            self._drop_oldest_tombstone()
+
+    def _remove_tombstone(self, slot: int, key: bytes) -> bytes | None:
+        """Take a tombstone away, if there is one."""
+        marks = self._tombstones.get(slot)
+        mark = marks.pop(key, None) if marks else None
+        if mark is not None:
+            self.tombstones -= 1
+            self.tombstone_bytes -= len(key) + TOMBSTONE_OVERHEAD_BYTES
+            del self._tombstone_line[key]
+            if not marks:
+                del self._tombstones[slot]
+        return mark
+
+    def _drop_oldest_tombstone(self) -> None:
+        """Forget the oldest tombstone; its slot's floor rises to it."""
+        key = next(iter(self._tombstone_line))
+        slot = self._slot_of(key)
+        mark = self._remove_tombstone(slot, key)
+        assert mark is not None, "the line names what stands"
+        self._digests[slot] = self._digests.get(slot, 0) ^ entry_digest(key, mark)
+        self._raise_floor(slot, record_version(mark))
+
+    def _remember_ghost(self, slot: int, key: bytes, version: Version) -> None:
+        ghost_id = _ghost_id(slot, key)
+        self._ghosts[ghost_id] = version
+        self._ghosts.move_to_end(ghost_id)
+        if len(self._ghosts) > self._ghosts_max:
+            oldest_id, oldest = self._ghosts.popitem(last=False)
+            self._raise_floor(oldest_id & (SLOTS - 1), oldest)
+
+    def _raise_floor(self, slot: int, version: Version) -> None:
+        if version > self._floors.get(slot, VERSION_ZERO):
+            self._floors[slot] = version
+
+    # --- tests ----------------------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Recompute every count from the entries, and assert that they agree. For tests."""
+        values = [
+            (slot, key, record) for slot, entries in enumerate(self._slots) for key, record in (entries or {}).items()
+        ]
+        live = [(slot, key, record) for slot, key, record in values if record]
+        marks = [(slot, key, mark) for slot, found in self._tombstones.items() for key, mark in found.items()]
+        assert self.items == len(live)
+        assert self._emptied == len(values) - len(live)
+        assert self.bytes_used == sum(self._size(key, record) for _, key, record in values)
+        assert self.bytes_used <= self.bytes_max
+        assert self.tombstones == len(marks)
+        assert sorted(self._tombstone_line) == sorted(key for _, key, _ in marks)
+        assert self.tombstone_bytes == sum(len(key) + TOMBSTONE_OVERHEAD_BYTES for _, key, _ in marks)
+        assert self.tombstone_bytes <= self._tombstone_bytes_max
+        assert len(self._ghosts) <= self._ghosts_max
+        digests: dict[int, int] = {}
+        for slot, key, record in live + marks:
+            digests[slot] = digests.get(slot, 0) ^ entry_digest(key, record)
+            assert self._slot_of(key) == slot
+        assert {slot: digest for slot, digest in self._digests.items() if digest} == digests
+        scheduled = sorted(key for parts in self._buckets.values() for part in parts for key in part)
+        assert scheduled == sorted(key for _, key, record in live if record_expires_unix_ms(record))
+        assert sorted(self._bucket_seconds) == sorted(self._buckets)
+
+
+_NEVER = bytes(6)
+
+
+def _is_expired(record: bytes, now_unix_ms: int) -> bool:
+    expires = record[16:22]
+    return expires != _NEVER and int.from_bytes(expires, "big") <= now_unix_ms
+
+
+def _ghost_id(slot: int, key: bytes) -> int:
+    """Return 50 bits of a hash of the key, then its slot."""
+    return (mmh3.mmh3_x64_128_uintdigest(key) & _GHOST_MASK) << 14 | slot
+
+
+_GHOST_MASK = (1 << 50) - 1
