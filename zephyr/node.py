@@ -92,7 +92,6 @@ class Node:
         self._peers: tuple[Member, ...] = ()
         self._building: RingBuilder | None = None
         self._view_next: ClusterView | None = None
-        self._filling = False
         self._witness_changes_seen = -1
         self._connections_changed = False
         self._reclaiming: deque[int] = deque()
@@ -157,7 +156,7 @@ class Node:
 
     def deadline(self) -> float:
         """Return the monotonic second at which `TimerFired` is due; -inf: now."""
-        if self._building is not None or self._filling or self._reclaiming:
+        if self._building is not None or self._reclaiming:
             return -inf
         return min(
             inf if self.etcd is None else self.etcd.deadline(),
@@ -184,7 +183,6 @@ class Node:
         effects += self.coordinator.poll(now)
         effects += self._reconcile(now)
         effects += self._build(now)
-        self._fill()
         self._reclaim()
         self._expire(now)
         effects += self._stop(now)
@@ -272,10 +270,8 @@ class Node:
         if ring.members != self.ring.members:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
-            self._filling = True
+            self._reclaiming = deque(self.store.occupied_slots() if self.etcd is not None else ())
         self.ring = ring
-        if self._filling and self.etcd is not None:
-            self._reclaiming = deque(self.store.occupied_slots())
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
     def _publish(self, view: ClusterView) -> list[Effect]:
@@ -283,11 +279,6 @@ class Node:
             return []
         self.view = view
         return [PublishView(view)]
-
-    def _fill(self) -> None:
-        """Fill one slice of the ring's table; slots that are asked for earlier are filled when asked."""
-        if self._filling:
-            self._filling = not self.ring.fill()
 
     def _reclaim(self) -> None:
         """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale."""

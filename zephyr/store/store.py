@@ -94,7 +94,7 @@ class Store:
         self.expired = 0
         self.hits = 0
         self.misses = 0
-        self._slots: list[dict[bytes, bytes] | None] = [None] * SLOTS
+        self._slots: dict[int, dict[bytes, bytes]] = {}
         self._slot_of = slot_of
         self._policy = make_eviction(eviction)
         self._overhead_bytes = ENTRY_OVERHEAD_BYTES + self._policy.overhead_bytes
@@ -115,7 +115,7 @@ class Store:
 
     def get(self, slot: int, key: bytes, now_unix_ms: int) -> bytes | None:
         """Return the live record of a key, or None; counts as use."""
-        entries = self._slots[slot]
+        entries = self._slots.get(slot)
         record = entries.get(key) if entries else None
         if record:
             expires = record[16:22]
@@ -128,7 +128,7 @@ class Store:
 
     def peek(self, slot: int, key: bytes, now_unix_ms: int) -> bytes | None:
         """Return the live record or the tombstone of a key, or None; no use is counted."""
-        entries = self._slots[slot]
+        entries = self._slots.get(slot)
         record = entries.get(key) if entries else None
         if record and not _is_expired(record, now_unix_ms):
             return record
@@ -141,7 +141,7 @@ class Store:
 
     def slot_items(self, slot: int) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over (key, record) of a slot as it is now, tombstones included, expired values too."""
-        entries = self._slots[slot] or {}
+        entries = self._slots.get(slot, {})
         pairs = [(key, record) for key, record in entries.items() if record]
         return iter(pairs + list(self._tombstones.get(slot, {}).items()))
 
@@ -164,7 +164,7 @@ class Store:
 
     def occupied_slots(self) -> list[int]:
         """Return the slots that hold anything, in order."""
-        return [slot for slot, entries in enumerate(self._slots) if entries or slot in self._tombstones]
+        return sorted({**{slot: None for slot, entries in self._slots.items() if entries}, **self._tombstones})
 
     # --- writing --------------------------------------------------------------------------------------
 
@@ -174,11 +174,11 @@ class Store:
         `cold`: from repair or handoff. It is listed as the next to go, and refused when memory is nearly
         full instead of evicting anything.
         """
-        entries = self._slots[slot]
+        entries = self._slots.get(slot)
         standing = entries.get(key) if entries else None
         if standing and _is_expired(standing, now_unix_ms):
             self._expire(slot, key, standing)
-            entries = self._slots[slot]
+            entries = self._slots.get(slot)
             standing = entries.get(key) if entries else None
         version = record_version(record)
         newest = record_version(standing) if standing else self._mark(slot, key)
@@ -205,7 +205,7 @@ class Store:
         Leaves no ghosts. The floor stays, since it is safe; so does what the ghosts know.
         """
         count = 0
-        for key, record in list((self._slots[slot] or {}).items()):
+        for key, record in list(self._slots.get(slot, {}).items()):
             if record:
                 self._remove(slot, key, record)
                 count += 1
@@ -230,9 +230,7 @@ class Store:
                 continue
             key = parts[-1].popitem()[0]
             slot = self._slot_of(key)
-            record = (self._slots[slot] or {}).get(key)
-            assert record, "a key with a deadline holds a value"
-            self._expire(slot, key, record)
+            self._expire(slot, key, self._slots[slot][key])
             count += 1
         while self._tombstone_line and count < limit:
             oldest = next(iter(self._tombstone_line))
@@ -254,7 +252,7 @@ class Store:
         return len(key) + len(record) + self._overhead_bytes + deadline
 
     def _put(self, slot: int, key: bytes, record: bytes, standing: bytes | None, *, cold: bool) -> None:
-        entries = self._slots[slot]
+        entries = self._slots.get(slot)
         if entries is None:
             entries = self._slots[slot] = {}
         digest = self._digests.get(slot, 0) ^ entry_digest(key, record)
@@ -282,7 +280,6 @@ class Store:
     def _remove(self, slot: int, key: bytes, record: bytes) -> None:
         """Take a value away; where the policy still lists the key, an empty entry stays."""
         entries = self._slots[slot]
-        assert entries is not None
         self._unlink(slot, key, record)
         if self._policy.forget(key):
             del entries[key]
@@ -304,7 +301,6 @@ class Store:
 
     def _drop_if_empty(self, key: bytes) -> bool:
         entries = self._slots[self._slot_of(key)]
-        assert entries is not None, "a listed key has an entry"
         if entries[key]:
             return False
         del entries[key]
@@ -323,9 +319,7 @@ class Store:
                 named_spared = True
                 continue
             slot = self._slot_of(key)
-            entries = self._slots[slot]
-            assert entries is not None, "a listed key has an entry"
-            record = entries.pop(key)
+            record = self._slots[slot].pop(key)  # A listed key has an entry.
             if record:
                 self._unlink(slot, key, record)
                 self._remember_ghost(slot, key, record_version(record))
@@ -428,9 +422,7 @@ class Store:
 
     def check_invariants(self) -> None:
         """Recompute every count from the entries, and assert that they agree. For tests."""
-        values = [
-            (slot, key, record) for slot, entries in enumerate(self._slots) for key, record in (entries or {}).items()
-        ]
+        values = [(slot, key, record) for slot, entries in self._slots.items() for key, record in entries.items()]
         live = [(slot, key, record) for slot, key, record in values if record]
         marks = [(slot, key, mark) for slot, found in self._tombstones.items() for key, mark in found.items()]
         assert self.items == len(live)
