@@ -42,7 +42,7 @@ from zephyr.store.record import (
 ENTRY_OVERHEAD_BYTES = 128
 """Of a value beside the bytes of its key and record: two object headers (66), its share of the slot's dict (about 54 at
 the fill of a growing dict) and malloc's rounding. Measured as RSS at 1M entries of 52 bytes; see docs/decisions."""
-DEADLINE_OVERHEAD_BYTES = 80
+DEADLINE_OVERHEAD_BYTES = 40
 """Of a value with a deadline: its place in the expiry buckets."""
 TOMBSTONE_OVERHEAD_BYTES = 400
 """Of a tombstone: its record, its place in two dicts and in the line of the oldest."""
@@ -163,7 +163,7 @@ class Store:
         return len(self._ghosts)
 
     def occupied_slots(self) -> list[int]:
-        """Return the slots that hold anything, in order."""
+        """Return the slots that hold anything, in order; emptied entries that are not swept yet count too."""
         return sorted({**{slot: None for slot, entries in self._slots.items() if entries}, **self._tombstones})
 
     # --- writing --------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Store:
     def expire(self, now_unix_ms: int, limit: int) -> int:
         """Remove up to `limit` expired values and tombstones past their grace. Return how many went."""
         count = 0
-        while self._bucket_seconds and self._bucket_seconds[0] * 1000 < now_unix_ms and count < limit:
+        while self._bucket_seconds and self._bucket_seconds[0] * 1000 <= now_unix_ms and count < limit:
             second = self._bucket_seconds[0]
             parts = self._buckets.get(second)
             if not parts:
@@ -243,13 +243,13 @@ class Store:
 
     def next_expiry_unix_ms(self) -> int | None:
         """Return when `expire` next has a value to remove, to the second; None: no value has a deadline."""
-        return self._bucket_seconds[0] * 1000 + 1 if self._bucket_seconds else None
+        return self._bucket_seconds[0] * 1000 if self._bucket_seconds else None
 
     # --- values ---------------------------------------------------------------------------------------
 
     def _size(self, key: bytes, record: bytes) -> int:
-        deadline = 0 if record[16:22] == _NEVER else DEADLINE_OVERHEAD_BYTES
-        return len(key) + len(record) + self._overhead_bytes + deadline
+        size = len(key) + len(record) + self._overhead_bytes
+        return size + DEADLINE_OVERHEAD_BYTES if record and record[16:22] != _NEVER else size
 
     def _put(self, slot: int, key: bytes, record: bytes, standing: bytes | None, *, cold: bool) -> None:
         entries = self._slots.get(slot)
@@ -333,7 +333,7 @@ class Store:
     # --- deadlines ------------------------------------------------------------------------------------
 
     def _schedule(self, key: bytes, expires_unix_ms: int) -> None:
-        second = expires_unix_ms // 1000
+        second = _bucket_of(expires_unix_ms)
         parts = self._buckets.get(second)
         if parts is None:
             parts = self._buckets[second] = [{}]
@@ -345,7 +345,7 @@ class Store:
     def _unschedule(self, key: bytes, record: bytes) -> None:
         expires_unix_ms = record_expires_unix_ms(record)
         if expires_unix_ms:
-            for part in self._buckets.get(expires_unix_ms // 1000, ()):
+            for part in self._buckets.get(_bucket_of(expires_unix_ms), ()):
                 if key in part:
                     del part[key]
                     return
@@ -450,6 +450,11 @@ _NEVER = bytes(6)
 def _is_expired(record: bytes, now_unix_ms: int) -> bool:
     expires = record[16:22]
     return expires != _NEVER and int.from_bytes(expires, "big") <= now_unix_ms
+
+
+def _bucket_of(expires_unix_ms: int) -> int:
+    """Return the second, rounded up, at which active expiry takes a deadline: never before it has passed."""
+    return -(-expires_unix_ms // 1000)
 
 
 def _ghost_id(slot: int, key: bytes) -> int:
