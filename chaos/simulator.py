@@ -234,7 +234,8 @@ class Simulation:
     def break_watches(self) -> None:
         """End the streams of every node that etcd no longer reaches."""
         for node_id, simulated in list(self.nodes.items()):
-            if not self.etcd_reachable(node_id) and self.etcd.watchers.pop(node_id, None):
+            if not self.etcd_reachable(node_id) and node_id in self.etcd.watchers:
+                del self.etcd.watchers[node_id]
                 self._handle(simulated, EtcdWatchEnded(simulated.watch_id, "stream ended"))
 
     def tick_etcd(self, period_s: float, end_s: float) -> None:
@@ -250,36 +251,30 @@ class Simulation:
         lost = self.loss > 0 and self.rng.random() < self.loss
         return not lost and (sender, receiver) not in self.cuts
 
-    def _send(self, simulated: SimulatedNode, effect: SendPeer) -> None:
-        me, peer = simulated.node.settings.id, effect.node_id
+    def _send(self, caller: SimulatedNode, effect: SendPeer) -> None:
+        self.at(self.now_s, lambda: self._depart(caller, effect))  # After the connections that were asked for.
 
-        def fail() -> None:
-            if not simulated.stopped:
-                effects = simulated.node.peer_failed(effect.call_id, "no connection", self.instant(), sent=False)
-                self._carry_out(simulated, effects)
+    def _depart(self, caller: SimulatedNode, effect: SendPeer) -> None:
+        if effect.node_id not in caller.connected:
+            if not caller.stopped:
+                failed = caller.node.peer_failed(effect.call_id, "no connection", self.instant(), sent=False)
+                self._carry_out(caller, failed)
+        elif self._passes(caller.node.settings.id, effect.node_id):
+            self.at(self.now_s + self._latency_s(), lambda: self._arrive(caller, effect))
 
-        def arrive() -> None:
-            target = self.nodes.get(peer)
-            if target is None or target.stopped:
-                return
-            digest = simulated.node.view.digest
-            status, payload = target.node.serve_peer(effect.operation, effect.arguments, digest, self.instant())
-            if self._passes(peer, me):
-                self.at(self.now_s + self._latency_s(), lambda: answer(status, payload))
+    def _arrive(self, caller: SimulatedNode, effect: SendPeer) -> None:
+        target = self.nodes.get(effect.node_id)
+        if target is None or target.stopped:
+            return
+        digest, now = caller.node.view.digest, self.instant()
+        reply = target.node.serve_peer(effect.operation, effect.arguments, digest, now)
+        if self._passes(effect.node_id, caller.node.settings.id):
+            self.at(self.now_s + self._latency_s(), lambda: self._return(caller, effect.call_id, reply))
 
-        def answer(status: int, payload: tuple[object, ...]) -> None:
-            if not simulated.stopped:
-                effects = simulated.node.peer_replied(effect.call_id, status, payload, self.instant())
-                self._carry_out(simulated, effects)
-                self._arm(simulated)
-
-        def depart() -> None:
-            if peer not in simulated.connected:
-                fail()
-            elif self._passes(me, peer):
-                self.at(self.now_s + self._latency_s(), arrive)
-
-        self.at(self.now_s, depart)  # After the connections that the same effects asked for.
+    def _return(self, caller: SimulatedNode, call_id: int, reply: tuple[int, tuple[object, ...]]) -> None:
+        if not caller.stopped:
+            self._carry_out(caller, caller.node.peer_replied(call_id, *reply, self.instant()))
+            self._arm(caller)
 
     def _look_after_connections(self, simulated: SimulatedNode) -> None:
         if not simulated.stopped:

@@ -129,19 +129,21 @@ class Runtime:
             probed=lambda address, member, reason: self.dispatch(IdentityProbed(address, member, reason)),
         )
         self.peers = PeerTransport(settings, host, self._rng)
-        await self.peers.start()
+        await self.peers.bind()
         stack.push_async_callback(self.peers.close)
         self.metrics = Metrics()
         self.api = HttpApi(settings, submit=self.submit, now=now, metrics=self.metrics)
         await self.api.bind()
         stack.push_async_callback(self.api.close)
         self.node = Node(settings, self._announcement(), self._rng, now())
+        self.metrics.peer_results = self.peers.counters.results
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if settings.etcd:
             keyspace = Keyspace(settings.cluster)
             self.etcd = EtcdClient(settings, keyspace.range_start, keyspace.range_end, self.dispatch, self._rng)
             stack.push_async_callback(self.etcd.close)
         self._carry_out = self._table_of_effects()
+        await self.peers.start()
         lag = tasks.create_task(self._measure_lag())
         stack.callback(lag.cancel)
         self._listen_to_signals()
@@ -159,7 +161,7 @@ class Runtime:
             id=settings.id,
             http=self._advertised(self.api.bound_address),
             gossip=self._advertised(settings.gossip),
-            peer=self._advertised(self.peers.bound_address),
+            peer=self._advertised(self.peers.address),
             epoch=self.started.unix_ms,
             weight=settings.weight,
             zone=settings.zone,

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 from yarl import URL
+
 from zephyr.etcd.embedded import EmbeddedEtcd
 
 START_MAX_S = 20.0
@@ -118,7 +119,10 @@ class Cluster:
         """Wait until every running node has exactly these owners, and equal digests."""
 
         async def equal() -> bool:
-            views = [await self.json(node, "/debug/views") for node in self.nodes if node.process]
+            try:
+                views = [await self.json(node, "/debug/views") for node in self.nodes if node.process]
+            except aiohttp.ClientError:  # One that has just been started does not listen yet.
+                return False
             digests = {view["ring"]["digest"] for view in views}
             return len(digests) == 1 and all(view["ring"]["owners"] == expected for view in views)
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from zephyr.store.store import Store
 
 from zephyr.config import Settings
 from zephyr.events import CompleteRequest, SendPeer
@@ -13,6 +12,7 @@ from zephyr.replication import coordinator as module
 from zephyr.replication.coordinator import NOT_OWNER_PAUSE_S, Coordinator, Pending
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 from zephyr.store.record import CLOCK_DRIFT_MAX_MS, HybridLogicalClock, pack_record, record_value, record_version
+from zephyr.store.store import Store
 
 SETTINGS = Settings(id="n1", virtual_nodes=64)
 UNIX_MS = 1_700_000_000_000

@@ -92,7 +92,7 @@ class EmbeddedEtcd:
             )  # fmt: skip
         try:
             async with asyncio.timeout(START_MAX_S):
-                while not await self._serves():
+                while not await self._serves():  # noqa: ASYNC110  # another program's state has no event
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             await self.kill()

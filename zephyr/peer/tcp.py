@@ -194,21 +194,31 @@ class PeerTransport:
         host, port = self._server.sockets[0].getsockname()[:2]
         return format_address(host, port)
 
-    async def start(self) -> None:
-        """Listen at `settings.peer`. Raises ConfigError, with nothing left open, when that is not possible."""
+    async def bind(self) -> None:
+        """Bind `settings.peer`, and accept nobody yet: this node cannot say who it is before it knows its ports.
+
+        Raises ConfigError, with nothing left open, when that is not possible.
+        """
         shared = self._shared
         shared.loop = asyncio.get_running_loop()
         address = shared.settings.peer
         host, port = parse_address(address)
         try:
             self._server = await shared.loop.create_server(
-                lambda: _ServedConnection(shared), host, port, backlog=SERVED_CONNECTIONS_MAX
+                lambda: _ServedConnection(shared), host, port, backlog=SERVED_CONNECTIONS_MAX, start_serving=False
             )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ConfigError(f"--peer: {address} is taken by another program") from None
             raise ConfigError(f"--peer: cannot listen at {address}: {_error_name(error)}") from None
-        self._sweep_timer = shared.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    async def start(self) -> None:
+        """Accept peers, and make links; binds first if that has not been done."""
+        if self._server is None:
+            await self.bind()
+        assert self._server is not None
+        await self._server.start_serving()
+        self._sweep_timer = self._shared.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
     def set_peers(self, members: Iterable[Member]) -> None:
         """Hold links to these members, and to no other. Replaces the earlier set.

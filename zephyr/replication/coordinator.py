@@ -460,7 +460,7 @@ class Coordinator:
         return Status.OK, (applied.applied, applied.existed, applied.newest)
 
 
-_FAILURES = {
+_FAILURES: dict[int, Failure] = {
     Status.CLOCK_SKEW: Failure.CLOCK_SKEW,
     Status.TOO_LARGE: Failure.TOO_LARGE,
     Status.OVERLOADED: Failure.OVERLOADED,
