@@ -1,0 +1,330 @@
+"""The client commands, against a stand-in for a node: what they send, print and exit with."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+
+import pytest
+
+from zephyr import __version__
+from zephyr.cli import main
+
+VIEWS = {
+    "node": "n1",
+    "disagreements": 0,
+    "members": [
+        {"id": "n1", "state": "serving", "http": "h:1", "in_ring": True, "routable": True, "verdict": "agree",
+         "reason": "registered\tand serving"},
+        {"id": "n2", "state": "serving", "http": "h:2", "in_ring": True, "routable": False, "verdict": None,
+         "reason": "its lease\nruns out"},
+    ],
+}  # fmt: skip
+RING = {"owners": [{"id": "n1", "share": 0.25, "replica_share": 0.75, "tokens": 1024}], "pending": []}
+
+
+class StandIn:
+    """Answers as it was told to, in order, and remembers what it was asked."""
+
+    def __init__(self):
+        self.answers = deque()
+        self.requests = []
+        stand_in = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                stand_in.requests.append((self.command, self.path, body, dict(self.headers)))
+                status, headers, body = stand_in.answers.popleft()
+                if status is None:  # Gone without an answer.
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_PUT = do_DELETE = answer
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def will_answer(self, status, body=b"", **headers):
+        if not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        self.answers.append((status, {name.replace("_", "-"): value for name, value in headers.items()}, body))
+
+    def close(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def node(monkeypatch):
+    stand_in = StandIn()
+    monkeypatch.setenv("ZEPHYR_URL", stand_in.url)
+    yield stand_in
+    stand_in.close()
+    assert not stand_in.answers, "not every answer was asked for"
+
+
+@pytest.fixture
+def nobody():
+    """Return a URL at which nothing listens: its port is bound, and stays ours."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+def run(capfdbinary, *arguments):
+    """Return exit code, stdout and stderr of a command."""
+    code = main(arguments)
+    captured = capfdbinary.readouterr()
+    return code, captured.out, captured.err.decode()
+
+
+def refused(result, code):
+    """Check that a command failed in one line with this code; return the line."""
+    assert result[0] == code
+    line = result[2]
+    assert line.startswith("zephyr: ")
+    assert line.count("\n") == 1
+    return line
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [b"", b"text", bytes(range(256)), b"\r\n\x00" * 1000])
+def test_get_writes_the_value_byte_for_byte(value, node, capfdbinary):
+    node.will_answer(200, value)
+    assert run(capfdbinary, "get", "key") == (0, value, "")
+
+
+def test_binary_values_pass_through_pipes_in_both_directions(node):
+    value = bytes(range(256)) * 100
+    node.will_answer(201)
+    node.will_answer(200, value)
+    command = [sys.executable, "-m", "zephyr"]
+    stored = subprocess.run([*command, "put", "key"], input=value, capture_output=True, timeout=30, check=False)
+    assert (stored.returncode, stored.stdout, stored.stderr) == (0, b"", b"")
+    assert node.requests[0][2] == value
+    read = subprocess.run([*command, "get", "key"], capture_output=True, timeout=30, check=False)
+    assert (read.returncode, read.stdout, read.stderr) == (0, value, b"")
+
+
+def test_a_reader_that_goes_early_is_no_traceback(node):
+    node.will_answer(200, b"x" * (1 << 20))
+    command = [sys.executable, "-m", "zephyr", "get", "key"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("plain-key_1.~", "/kv/plain-key_1.~"),
+        ("a/b?c#d%e f", "/kv/a%2Fb%3Fc%23d%25e%20f"),
+        ("ключ", "/kv/%D0%BA%D0%BB%D1%8E%D1%87"),
+        ("..", "/kv/.."),
+        ("a\nb", "/kv/a%0Ab"),
+        ("no utf-8: \udcff", "/kv/no%20utf-8%3A%20%FF"),
+    ],
+)
+def test_a_key_is_the_bytes_of_its_text(key, path, node, capfdbinary):
+    node.will_answer(204)
+    assert run(capfdbinary, "del", key) == (0, b"", "")
+    assert node.requests[0][:2] == ("DELETE", path)
+
+
+def test_get_as_json_has_the_value_in_base64_and_what_is_known_of_it(node, capfdbinary):
+    node.will_answer(200, b"\xff", ETag='"1"', Content_Type="text/plain", Cache_Control="max-age=59")
+    node.will_answer(200, b"", Cache_Control="no-cache")
+    code, out, _ = run(capfdbinary, "get", "a b", "-o", "json")
+    assert code == 0
+    assert json.loads(out) == {
+        "key": "a%20b",
+        "value": base64.b64encode(b"\xff").decode(),
+        "etag": '"1"',
+        "content_type": "text/plain",
+        "expires_s": 59,
+    }
+    assert json.loads(run(capfdbinary, "get", "a b", "-o", "json")[1])["expires_s"] is None
+
+
+def test_put_sends_value_type_ttl_and_quorum(node, capfdbinary):
+    node.will_answer(201, ETag='"1"')
+    node.will_answer(204, ETag='"2"')
+    code, out, _ = run(
+        capfdbinary, "put", "key", "välue", "--ttl", "5m", "--w", "all", "--content-type", "text/plain", "-o", "json"
+    )
+    assert (code, json.loads(out)) == (0, {"key": "key", "result": "created", "etag": '"1"'})
+    method, path, body, headers = node.requests[0]
+    assert (method, path, body) == ("PUT", "/kv/key?ttl=5m&w=all", "välue".encode())
+    assert headers["Content-Type"] == "text/plain"
+    code, out, _ = run(capfdbinary, "put", "key", "", "-o", "json")
+    assert json.loads(out)["result"] == "replaced"
+    assert node.requests[1][1:3] == ("/kv/key", b"")
+
+
+@pytest.mark.parametrize("arguments", [["put", "key"], ["put", "key", "-"]])
+def test_put_reads_stdin_when_there_is_no_value(arguments, node):
+    node.will_answer(201)
+    command = [sys.executable, "-m", "zephyr", *arguments]
+    subprocess.run(command, input=b"\x00\xff", capture_output=True, timeout=30, check=True)
+    assert node.requests[0][2] == b"\x00\xff"
+
+
+# --- exit codes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, 1), (404, 3), (412, 1), (413, 1), (429, 1), (500, 1), (503, 4), (504, 4), (507, 1)]
+)
+def test_each_refusal_has_its_exit_code_and_the_nodes_own_words(status, code, node, capfdbinary):
+    node.will_answer(status, {"title": "Refused", "detail": "in the\nnode's words", "status": status})
+    result = run(capfdbinary, "get", "key")
+    assert refused(result, code) == "zephyr: in the node's words\n"
+    assert result[1] == b""
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b"\xff"])
+def test_a_refusal_without_words_says_its_status(body, node, capfdbinary):
+    node.will_answer(502, body)
+    assert refused(run(capfdbinary, "get", "key"), 1) == "zephyr: the node answered 502\n"
+
+
+def test_a_node_that_cannot_be_reached_is_exit_code_2(nobody, capfdbinary):
+    assert nobody in refused(run(capfdbinary, "get", "key", "--url", nobody), 2)
+    assert refused(run(capfdbinary, "put", "key", "value", "--url", nobody), 2)
+    assert refused(run(capfdbinary, "members", "--url", f"{nobody},{nobody}"), 2).count(nobody) == 2
+
+
+def test_the_next_url_is_asked_when_one_cannot_be_reached(node, nobody, capfdbinary):
+    node.will_answer(201)
+    node.will_answer(200, b"value")
+    urls = f"{nobody}, {node.url}"
+    assert run(capfdbinary, "put", "key", "value", "--url", urls) == (0, b"", "")
+    assert run(capfdbinary, "get", "key", "--url", urls) == (0, b"value", "")
+
+
+def test_the_first_url_that_answers_is_the_only_one_asked(node, nobody, capfdbinary):
+    node.will_answer(404, {"detail": "no value"})
+    assert refused(run(capfdbinary, "get", "key", "--url", f"{node.url},{nobody}"), 3) == "zephyr: no value\n"
+
+
+def test_a_read_without_an_answer_goes_to_the_next_and_a_write_does_not(node, nobody, capfdbinary):
+    node.will_answer(None)
+    node.will_answer(200, b"value")
+    assert run(capfdbinary, "get", "key", "--url", f"{node.url},{node.url}") == (0, b"value", "")
+    node.will_answer(None)
+    assert "unknown whether" in refused(run(capfdbinary, "put", "key", "x", "--url", f"{node.url},{node.url}"), 4)
+    assert len(node.requests) == 3
+
+
+def test_a_node_that_says_nothing_is_a_time_out(capfdbinary):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert "timed out" in refused(run(capfdbinary, "get", "key", "--url", url, "--timeout", "50ms"), 4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["get"],
+        ["get", ""],
+        ["get", "a", "b"],
+        ["get", "a", "--timeout", "soon"],
+        ["get", "a", "--timeout", "0"],
+        ["get", "a", "--url", "ftp://h"],
+        ["get", "a", "--url", "http://h:port"],
+        ["get", "a", "--url", ","],
+        ["ring"],
+        ["demo", "-n", "0"],
+        ["demo", "--run-for", "soon"],
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_64(arguments, capfdbinary):
+    assert refused(run(capfdbinary, *arguments), 64)
+
+
+# --- views --------------------------------------------------------------------------------------------
+
+
+def test_members_are_tab_separated_when_piped(node, capfdbinary):
+    node.will_answer(200, VIEWS)
+    code, out, err = run(capfdbinary, "members")
+    assert (code, err) == (0, "")
+    assert out.decode().splitlines() == [
+        "id\tstate\tin ring\troutable\thttp\tverdict\treason",
+        "n1\tserving\tyes\tyes\th:1\tagree\tregistered and serving",
+        "n2\tserving\tyes\tno\th:2\t\tits lease runs out",
+    ]
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_views_that_disagree_are_printed_all_the_same_and_exit_code_5(output, node, capfdbinary):
+    node.will_answer(200, {**VIEWS, "disagreements": 1})
+    result = run(capfdbinary, "members", "-o", output)
+    refused(result, 5)
+    assert b"n2" in result[1]
+
+
+def test_members_as_json_is_the_nodes_own_document(node, capfdbinary):
+    node.will_answer(200, VIEWS)
+    assert json.loads(run(capfdbinary, "members", "-o", "json")[1]) == VIEWS
+    assert node.requests[0][:2] == ("GET", "/debug/views")
+
+
+def test_what_is_no_node_is_an_error_in_one_line(node, capfdbinary):
+    node.will_answer(200, b"<html>")
+    node.will_answer(200, {"hello": "world"})
+    assert "no node" in refused(run(capfdbinary, "members"), 1)
+    assert "no node" in refused(run(capfdbinary, "ring", "show"), 1)
+
+
+def test_the_ring_shows_its_owners_and_who_owns_a_key(node, capfdbinary):
+    node.will_answer(200, RING)
+    node.will_answer(200, RING)
+    node.will_answer(200, {"key": "a%26b", "slot": 7, "owners": ["n2", "n1"]})
+    assert run(capfdbinary, "ring", "show")[1].splitlines()[1] == b"n1\t0.2500\t0.7500\t1024"
+    assert json.loads(run(capfdbinary, "ring", "show", "-o", "json")[1]) == RING
+    assert run(capfdbinary, "ring", "owner", "a&b")[1].splitlines()[1] == b"a%26b\t7\tn2,n1"
+    assert node.requests[2][1] == "/debug/ring?key=a%26b"
+
+
+def test_a_path_in_front_of_the_api_is_kept(node, capfdbinary):
+    node.will_answer(200, b"value")
+    assert run(capfdbinary, "get", "key", "--url", node.url + "/cache/")[0] == 0
+    assert node.requests[0][1] == "/cache/kv/key"
+
+
+def test_the_version_is_printed(capfdbinary):
+    assert run(capfdbinary, "--version") == (0, f"zephyr {__version__}\n".encode(), "")
+
+
+def test_reading_a_value_imports_nothing_a_node_needs(node):
+    node.will_answer(200, b"value")
+    program = (
+        "import sys; from zephyr.cli import main; main(['get', 'key'])\n"
+        "slow = {'aiohttp', 'asyncio', 'rich', 'grpc', 'uvloop', 'zephyr.node', 'zephyr.runtime'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(slow)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "value", "")
