@@ -138,10 +138,12 @@ async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     clusters: list[Cluster] = []
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(count: int, *arguments: str, etcd: bool = True, wait: bool = True) -> Cluster:
+        async def start(
+            count: int, *arguments: str, etcd: bool | EmbeddedEtcd = True, wait: bool = True, endpoints: str = ""
+        ) -> Cluster:
             session = await stack.enter_async_context(aiohttp.ClientSession())
-            embedded = None
-            if etcd:
+            embedded = etcd if isinstance(etcd, EmbeddedEtcd) else None
+            if etcd is True:
                 embedded = EmbeddedEtcd()
                 await embedded.start()
                 stack.push_async_callback(embedded.close)
@@ -154,7 +156,7 @@ async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
                 )
                 for number in range(count)
             ]
-            where = ["--etcd", embedded.endpoint] if embedded else ["--etcd", "none"]
+            where = ["--etcd", endpoints or embedded.endpoint] if embedded else ["--etcd", "none"]
             if not embedded:
                 where += ["--join", ",".join(node.peer for node in nodes)]
             cluster = Cluster(session, nodes, embedded, [*where, *arguments])

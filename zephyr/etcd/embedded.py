@@ -53,8 +53,12 @@ def find_etcd() -> str:
 class EmbeddedEtcd:
     """One etcd on 127.0.0.1. Ports and data stay the same over `kill` and `start`."""
 
-    def __init__(self, *, data: Path | None = None, arguments: tuple[str, ...] = (), scheme: str = "http") -> None:
+    def __init__(
+        self, *, name: str = "embedded", data: Path | None = None, arguments: tuple[str, ...] = (), scheme: str = "http"
+    ) -> None:
         """`data`: where to keep it; a temporary directory, removed by `close`, by default."""
+        self._name = name
+        self._initial_cluster = ""
         self._temporary = data is None
         self._data = data or Path(tempfile.mkdtemp(prefix="zephyr-etcd-"))
         self._arguments = arguments
@@ -69,6 +73,15 @@ class EmbeddedEtcd:
         return f"127.0.0.1:{self._port}"
 
     @property
+    def member(self) -> str:
+        """`name=url`, as `--initial-cluster` lists members."""
+        return f"{self._name}=http://127.0.0.1:{self._peer_port}"
+
+    def join(self, *members: EmbeddedEtcd) -> None:
+        """Form one etcd cluster with these (itself among them); before the first start of each."""
+        self._initial_cluster = ",".join(member.member for member in members)
+
+    @property
     def pid(self) -> int | None:
         """The child's process id while it runs."""
         return self._process.pid if self._process is not None else None
@@ -78,10 +91,10 @@ class EmbeddedEtcd:
         assert self._process is None, "it runs already"
         client, peer = (f"{self._scheme}://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}")
         command = [
-            find_etcd(), "--name", "embedded", "--data-dir", str(self._data / "member"),
+            find_etcd(), "--name", self._name, "--data-dir", str(self._data / "member"),
             "--listen-client-urls", client, "--advertise-client-urls", client,
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-            "--initial-cluster", f"embedded={peer}", "--log-level", "warn", "--logger", "zap",
+            "--initial-cluster", self._initial_cluster or self.member, "--log-level", "warn", "--logger", "zap",
             # It keeps a demo's data: losing the last second when the machine fails is nothing to it.
             "--unsafe-no-fsync", *self._arguments,
         ]  # fmt: skip
