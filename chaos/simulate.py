@@ -65,7 +65,7 @@ class RandomRun:
     def _fault(self) -> None:
         faults: list[Callable[[], None]] = [
             self._crash, self._restart, self._toggle_etcd, self._wipe_etcd, self._cut_from_etcd, self._cut_peers,
-            self._toggle_loss, self._delete_registration, self._leave,
+            self._toggle_loss, self._delete_registration, self._leave, self._wipe_silently, self._stick_watch,
         ]  # fmt: skip
         self.simulation.rng.choice(faults)()
 
@@ -102,6 +102,19 @@ class RandomRun:
         self.simulation.break_watches()
         self.simulation.etcd.wipe()
         self.simulation.etcd_up = True
+
+    def _wipe_silently(self) -> None:
+        """Lose everything without ending a stream, as behind a proxy: the watches stay, and tell nothing."""
+        self.simulation.record("etcd", "wiped silently")
+        streams = dict(self.simulation.etcd.watchers)
+        self.simulation.etcd.wipe()
+        self.simulation.etcd.watchers.update(streams)
+
+    def _stick_watch(self) -> None:
+        """Let one node's watch fall silent without an end."""
+        if node_id := self._pick():
+            self.simulation.record(node_id, "watch stuck")
+            self.simulation.etcd.watchers.pop(node_id, None)
 
     def _cut_from_etcd(self) -> None:
         if node_id := self._pick():
