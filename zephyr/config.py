@@ -193,7 +193,7 @@ def parse_setting(name: str, text: str) -> Any:
     spec = SPECS[name]
     try:
         value = _read(spec, text.strip())
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(f"{flag(name)}: {text!r} is not {_EXPECTED[spec.kind]}") from None
     if spec.choices and value not in spec.choices:
         raise ConfigError(f"{flag(name)}: {text!r} is none of {', '.join(spec.choices)}")

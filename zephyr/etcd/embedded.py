@@ -101,7 +101,9 @@ class EmbeddedEtcd:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=die_with_parent, env={**os.environ, "GOMAXPROCS": "2"},
+                preexec_fn=die_with_parent,
+                # Ctrl-C on a terminal is for the program that started it: nodes still need etcd to leave.
+                start_new_session=True, env={**os.environ, "GOMAXPROCS": "2"},
             )  # fmt: skip
         try:
             async with asyncio.timeout(START_MAX_S):

@@ -1,0 +1,295 @@
+"""The commands that ask a running cluster, over the HTTP API that any client has.
+
+Decides which node is asked next and which exit code an answer has. Whatever is slow to import is imported
+where it is needed: `zephyr get` runs inside other people's loops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from zephyr.cli.output import (
+    EXIT_ERROR,
+    EXIT_NOT_FOUND,
+    EXIT_TIME_OUT,
+    EXIT_UNHEALTHY,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    CommandError,
+    output_option,
+    print_json,
+    print_table,
+)
+from zephyr.config import parse_duration_s
+
+EXIT_OF_STATUS = {404: EXIT_NOT_FOUND, 503: EXIT_TIME_OUT, 504: EXIT_TIME_OUT}
+"""Other refusals are plain errors."""
+DURATION_MAX_S = 3600.0
+"""Nobody waits longer for a command."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Answer(NamedTuple):
+    """What a node answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class UnreachableError(CommandError):
+    """A node gave no answer. `sent`: it may have acted on the request."""
+
+    def __init__(self, url: str, error: Exception, *, sent: bool) -> None:
+        """`error`: what the network said."""
+        cause = "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        super().__init__(f"{url}: {cause}", EXIT_TIME_OUT if sent else EXIT_UNREACHABLE)
+        self.sent = sent
+
+
+def _urls(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def duration_s(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    """Read an option such as 500ms or 10s, above 0 and at most an hour; None when it is not given."""
+    if text is None:
+        return None
+    try:
+        seconds = parse_duration_s(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a duration such as 500ms or 10s.") from None
+    if not 0 < seconds <= DURATION_MAX_S:
+        raise click.BadParameter(f"{text} is not above 0 and at most 1h.")
+    return seconds
+
+
+def _key(_context: click.Context, _parameter: click.Parameter, text: str) -> bytes:
+    # What is no UTF-8 on the command line reached us as surrogates: the same bytes leave.
+    return text.encode("utf-8", "surrogateescape")
+
+
+def key_argument(command: Command) -> Command:
+    """Give a command its KEY: the bytes of the text."""
+    return click.argument("key", callback=_key)(command)
+
+
+def client_options(command: Command) -> Command:
+    """Give a command what each client command has."""
+    command = click.option(
+        "--url", "urls", envvar="ZEPHYR_URL", default="http://127.0.0.1:8080", callback=_urls, show_default=True,
+        metavar="URL,...", help="Nodes to ask, the next one when one cannot be reached.",
+    )(command)  # fmt: skip
+    command = click.option(
+        "--timeout", "timeout_s", default="10s", callback=duration_s, show_default=True,
+        metavar="DURATION", help="Longest wait for each node.",
+    )(command)  # fmt: skip
+    return output_option(command)
+
+
+def ask(
+    urls: Sequence[str],
+    timeout_s: float,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """Return the first answer that is no error.
+
+    The next URL is asked only where the request had no effect: the node was not reached, or nothing was
+    to change. Raises CommandError with the exit code that fits.
+    """
+    if not urls:
+        raise CommandError("--url: no URL", EXIT_USAGE)
+    failures = []
+    for url in urls:
+        try:
+            answer = _ask_one(url, timeout_s, method, path, body=body, headers=headers or {})
+        except UnreachableError as error:
+            failures.append(error)
+            if error.sent and method != "GET":
+                raise CommandError(f"{error}: it is unknown whether it was done", EXIT_TIME_OUT) from None
+            continue
+        if answer.status >= 400:
+            raise CommandError(_problem(answer), EXIT_OF_STATUS.get(answer.status, EXIT_ERROR))
+        return answer
+    exit_code = EXIT_TIME_OUT if any(failure.sent for failure in failures) else EXIT_UNREACHABLE
+    raise CommandError("; ".join(map(str, failures)), exit_code)
+
+
+def _ask_one(
+    url: str, timeout_s: float, method: str, path: str, *, body: bytes | None, headers: Mapping[str, str]
+) -> Answer:
+    import http.client  # noqa: PLC0415  # slow: it brings ssl and email along
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
+    except (ValueError, KeyError, http.client.InvalidURL):
+        raise CommandError(f"--url: {url!r} is not http://HOST:PORT", EXIT_USAGE) from None
+    try:
+        connection.connect()
+    except (OSError, UnicodeError) as error:
+        raise UnreachableError(url, error, sent=False) from None
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # A value may be refused unread: the answer is there all the same.
+            connection.request(method, parts.path.rstrip("/") + path, body, dict(headers))
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise UnreachableError(url, error, sent=True) from None
+    finally:
+        connection.close()
+
+
+def _problem(answer: Answer) -> str:
+    """Say what went wrong in the node's words where it gave any (RFC 9457)."""
+    try:
+        document = json.loads(answer.body)
+        return str(document.get("detail") or document["title"])
+    except (ValueError, KeyError, AttributeError):
+        return f"the node answered {answer.status}"
+
+
+def _quoted(key: bytes) -> str:
+    from urllib.parse import quote  # noqa: PLC0415
+
+    if not key:
+        raise CommandError("a key has at least one byte", EXIT_USAGE)
+    return quote(key, safe="")
+
+
+@click.command()
+@key_argument
+@client_options
+def get(key: bytes, urls: list[str], timeout_s: float, output: str) -> None:
+    """Write a value to stdout, byte for byte."""
+    answer = ask(urls, timeout_s, "GET", f"/kv/{_quoted(key)}")
+    if output == "table":
+        sys.stdout.buffer.write(answer.body)
+        sys.stdout.buffer.flush()
+        return
+    import base64  # noqa: PLC0415
+
+    remaining = re.search(r"max-age=(\d+)", answer.headers.get("Cache-Control", ""))
+    print_json(
+        {
+            "key": _quoted(key),
+            "value": base64.b64encode(answer.body).decode(),
+            "etag": answer.headers.get("ETag"),
+            "content_type": answer.headers.get("Content-Type"),
+            "expires_s": int(remaining[1]) if remaining else None,
+        }
+    )
+
+
+@click.command()
+@key_argument
+@click.argument("value", required=False)
+@click.option("--ttl", metavar="DURATION", help="How long it is kept: 30, 500ms, 5m, 2h, 7d. Default: no limit.")
+@click.option("--content-type", metavar="TYPE", help="Kept with the value and sent with it.")
+@click.option("--w", metavar="COUNT", help="Replicas that must acknowledge: 1, quorum, all or a number.")
+@client_options
+def put(
+    key: bytes,
+    *,
+    value: str | None,
+    ttl: str | None,
+    content_type: str | None,
+    w: str | None,
+    urls: list[str],
+    timeout_s: float,
+    output: str,
+) -> None:
+    """Store VALUE, or what comes on stdin when it is - or missing."""
+    from urllib.parse import urlencode  # noqa: PLC0415
+
+    path = f"/kv/{_quoted(key)}"
+    query = urlencode({name: text for name, text in (("ttl", ttl), ("w", w)) if text is not None})
+    body = sys.stdin.buffer.read() if value in (None, "-") else value.encode("utf-8", "surrogateescape")
+    headers = {"Content-Type": content_type or "application/octet-stream"}
+    answer = ask(urls, timeout_s, "PUT", f"{path}?{query}" if query else path, body=body, headers=headers)
+    if output == "json":
+        result = "created" if answer.status == 201 else "replaced"
+        print_json({"key": _quoted(key), "result": result, "etag": answer.headers.get("ETag")})
+
+
+@click.command("del")
+@key_argument
+@client_options
+def delete(key: bytes, urls: list[str], timeout_s: float, output: str) -> None:
+    """Delete a key, whether it is there or not."""
+    ask(urls, timeout_s, "DELETE", f"/kv/{_quoted(key)}")
+    if output == "json":
+        print_json({"key": _quoted(key), "result": "deleted"})
+
+
+@click.command()
+@client_options
+def members(urls: list[str], timeout_s: float, output: str) -> int:
+    """List the members as one node sees them. Exit code 5 when gossip and etcd disagree about any."""
+    document = _document(ask(urls, timeout_s, "GET", "/debug/views"), "members", "disagreements")
+    if output == "json":
+        print_json(document)
+    else:
+        columns = ("id", "state", "in ring", "routable", "http", "verdict", "reason")
+        print_table(columns, [[row.get(name.replace(" ", "_")) for name in columns] for row in document["members"]])
+    disagreements = document["disagreements"]
+    if disagreements:
+        raise CommandError(f"the views disagree about {disagreements} of the members", EXIT_UNHEALTHY)
+    return 0
+
+
+@click.group(no_args_is_help=False)
+def ring() -> None:
+    """Look at who owns which keys."""
+
+
+@ring.command("show")
+@client_options
+def ring_show(urls: list[str], timeout_s: float, output: str) -> None:
+    """List the owners, their share of first copies and of all copies."""
+    document = _document(ask(urls, timeout_s, "GET", "/debug/ring"), "owners")
+    if output == "json":
+        print_json(document)
+        return
+    rows = [
+        (row["id"], f"{row['share']:.4f}", f"{row['replica_share']:.4f}", row["tokens"]) for row in document["owners"]
+    ]
+    print_table(("id", "share", "replica share", "tokens"), rows)
+
+
+@ring.command("owner")
+@key_argument
+@client_options
+def ring_owner(key: bytes, urls: list[str], timeout_s: float, output: str) -> None:
+    """Name the owners of one key, in order of preference."""
+    document = _document(ask(urls, timeout_s, "GET", f"/debug/ring?key={_quoted(key)}"), "key", "slot", "owners")
+    if output == "json":
+        print_json(document)
+    else:
+        print_table(("key", "slot", "owners"), [(document["key"], document["slot"], ",".join(document["owners"]))])
+
+
+def _document(answer: Answer, *names: str) -> dict[str, Any]:
+    """Read a page's JSON, which must have these names. Raises CommandError."""
+    try:
+        document = json.loads(answer.body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not all(name in document for name in names):
+        raise CommandError("what answered is no node of a cluster", EXIT_ERROR)
+    return document
