@@ -33,6 +33,8 @@ STATUS_MAX = 600
 """HTTP's statuses are below this."""
 LAG_SAMPLES_MAX = 100
 """Samples of the event loop's lag that are kept, ten seconds of them: a scrape shows the worst, not the last."""
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus' own format, which everybody reads."""
 VERDICTS_AGREED = ("agree", "static")
 """Verdicts that are no disagreement between the witnesses: one of them, or the only one, is content."""
 
@@ -95,9 +97,9 @@ class Metrics(Collector):
         """Return all metrics and their content type, in the format that a scraper's Accept header wants."""
         try:
             encode, content_type = choose_encoder(accept)
-        except ValueError:  # A version that is none.
-            encode, content_type = generate_latest, "text/plain; version=0.0.4; charset=utf-8"
-        return encode(self._registry), content_type
+            return encode(self._registry), content_type
+        except (IndexError, TypeError, ValueError):  # prometheus-client's answers to a wish that it cannot read
+            return generate_latest(self._registry), TEXT_FORMAT
 
     def describe(self) -> Iterable[Metric]:
         """Name nothing in advance: which metrics there are depends on what is known by then."""

@@ -9,6 +9,7 @@ from urllib.parse import quote_from_bytes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from zephyr.api import contract
 from zephyr.api.contract import Contract, RefusedError, Response, Target, parse_key, parse_target
 from zephyr.config import Settings
@@ -313,6 +314,8 @@ def test_a_content_type_that_could_not_be_sent_again_is_refused(raw):
         *[(method, "If-None-Match", 501) for method in ("PUT", "POST", "DELETE")],
         ("PUT", "Content-Range", 400),
         ("POST", "Content-Range", 400),
+        ("PUT", "Transfer-Encoding", 501),
+        ("POST", "Transfer-Encoding", 501),
     ],
 )
 def test_a_condition_that_is_not_evaluated_is_never_ignored(method, name, status):
@@ -326,6 +329,7 @@ def test_other_headers_are_no_obstacle(method):
     CONTRACT.check_headers(
         method, {"Host": "h", "If-Modified-Since": "x", "Range": "bytes=0-1", "Content-Encoding": "gzip"}
     )
+    CONTRACT.check_headers(method, {"Transfer-Encoding": "Chunked"})
     if method in {"GET", "HEAD"}:
         CONTRACT.check_headers(method, {"If-None-Match": "*"})
 

@@ -317,8 +317,12 @@ class Contract:
         for name in _CONDITIONS_REFUSED[method]:
             if name in headers:
                 raise RefusedError(NOT_SUPPORTED, f"conditions are not supported yet: {name}")
-        if method in {"PUT", "POST"} and "Content-Range" in headers:
-            raise RefusedError(BAD_HEADER, "a part of a value cannot be written: Content-Range")
+        if method in {"PUT", "POST"}:
+            if "Content-Range" in headers:
+                raise RefusedError(BAD_HEADER, "a part of a value cannot be written: Content-Range")
+            if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+                # Unlike a content coding it is no part of the value (RFC 9112, section 6.1).
+                raise RefusedError(NOT_SUPPORTED, "the only transfer coding understood is chunked")
 
     def check_length(self, value_bytes: int) -> None:
         """Refuse a value that is too large (413), before or while it is read."""

@@ -30,7 +30,7 @@ from typing import Any, cast
 import structlog
 from aiohttp import web
 from aiohttp.http import HttpVersion11
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 
 from zephyr.api import contract, debug
@@ -95,6 +95,17 @@ class _BodyMalformedError(Exception):
     """A body breaks its transfer coding."""
 
 
+_BODY_ERRORS = (ConnectionError, web.RequestPayloadError, _BodyTooSlowError, _BodyMalformedError)
+"""Why a body cannot be read to its end."""
+
+
+def _fresh(error: BaseException) -> Exception:
+    """Return an error of the same meaning, which nobody keeps."""
+    if isinstance(error, ConnectionError):
+        return ConnectionResetError("the client is gone")
+    return _BodyTooSlowError() if isinstance(error, _BodyTooSlowError) else _BodyMalformedError(str(error))
+
+
 class _HeadersTooLargeError(HttpProcessingError):
     """A header block is larger than allowed."""
 
@@ -153,7 +164,10 @@ class _Parser:
         """Note whole header blocks. What else came with them may be the beginning of the next one."""
         if self._carried_bytes + self._partial_bytes + size > self._bytes_max:
             self._connection.is_oversized = True
-        self._payload = messages[-1][1]
+        message, self._payload = messages[-1]
+        if message.upgrade:
+            # Declined, and llhttp drops what came with it: whoever sent more is to send it again elsewhere.
+            self._connection.is_ending = True
         self._partial_bytes, self._carried_bytes = 0, size
         self._connection.request_arrived()
 
@@ -229,9 +243,13 @@ class _Guard:
     def end(self, connection: _Connection, cause: str) -> None:
         """Close a connection; what was written is still sent, for as long as a connection may linger."""
         self._closed[cause] += 1
+        self.let_go(connection)
+        connection.force_close()
+
+    def let_go(self, connection: _Connection) -> None:
+        """Count a connection no longer; it is cut should it not be gone when it has lingered."""
         self.forget(connection)
         self.closing[connection] = self._loop.time()
-        connection.force_close()
 
     async def quiet(self, timeout_s: float) -> None:
         """Let the waiting connections go, and wait until the busy ones are done, or the time is over."""
@@ -305,7 +323,7 @@ class _Connection(web.RequestHandler):
 
     __slots__ = (
         "_answer_began_s", "_answer_bytes", "_answer_moved_s", "_guard", "_is_half_closed", "_is_lingering", "_link",
-        "_lost", "_report", "_unread_body", "is_busy", "is_continued", "is_oversized",
+        "_lost", "_report", "_unread_body", "is_busy", "is_continued", "is_ending", "is_oversized",
     )  # fmt: skip
 
     def __init__(
@@ -336,6 +354,8 @@ class _Connection(web.RequestHandler):
         self._unread_body: StreamReader | None = None
         self._is_lingering = False
         self._is_half_closed = False
+        self.is_ending = False
+        """No request comes after those that have arrived."""
         self.is_busy = False
         """A request has arrived and is not answered yet."""
         self.is_oversized = False
@@ -359,6 +379,8 @@ class _Connection(web.RequestHandler):
         self._link = None
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
+        if self._unread_body is not None:  # aiohttp tells only a handler, not the one who drains after it.
+            self._unread_body.set_exception(ConnectionResetError("the client is gone"))
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -367,7 +389,7 @@ class _Connection(web.RequestHandler):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for a bool: True keeps the connection
         """Answer what has arrived whole: a client may end its direction once it has asked."""
-        self._is_half_closed = True
+        self._is_half_closed = self.is_ending = True
         return self.is_busy and not self._is_lingering and cast("_Parser", self._parser).body_is_whole
 
     # --- what the parser reports --------------------------------------------------------------------
@@ -403,12 +425,20 @@ class _Connection(web.RequestHandler):
 
     async def read_body(self, payload: StreamReader, take: Callable[[bytes], None]) -> None:
         """Hand over a body piece by piece. Raises what `take` raises, `ConnectionError`, or one of the body errors."""
+        if self._link is None:
+            raise ConnectionResetError("the client is gone")
         guard, loop = self._guard, self._loop
         self._unread_body = payload
         guard.body[self] = guard.body_whole[self] = loop.time()
         try:
             while not payload.at_eof():
-                piece = await payload.readany()
+                try:
+                    piece = await payload.readany()
+                except _BODY_ERRORS as error:
+                    # The stream keeps its error: with the traceback, and so this body, on it, all of the connection
+                    # would wait for the garbage collector, which in a large heap hardly ever looks at everything.
+                    error.__traceback__ = None
+                    raise _fresh(error) from None
                 guard.body.pop(self, None)
                 guard.body[self] = loop.time()
                 take(piece)
@@ -460,8 +490,8 @@ class _Connection(web.RequestHandler):
 
     @property
     def is_last(self) -> bool:
-        """Whether no further request can come."""
-        return self._is_half_closed and not self._messages
+        """Whether the request at hand is the last one."""
+        return self.is_ending and not self._messages
 
     def rest(self) -> None:
         """The answer is out: wait for the next request."""
@@ -474,7 +504,7 @@ class _Connection(web.RequestHandler):
         """Read and drop the small rest of a body, then go on; a client that does not send it is let go."""
         try:
             await self.read_body(payload, lambda _piece: None)
-        except (ConnectionError, _BodyTooSlowError, _BodyMalformedError, web.RequestPayloadError):
+        except _BODY_ERRORS:
             self._guard.end(self, "unfinished-body")
         else:
             self.rest()
@@ -487,7 +517,7 @@ class _Connection(web.RequestHandler):
         self._is_lingering = True
         try:
             if not self._is_half_closed:
-                self._guard.closing[self] = self._loop.time()
+                self._guard.let_go(self)
                 self._lost = self._loop.create_future()
                 with contextlib.suppress(OSError, RuntimeError):  # The client may just have gone.
                     link.write_eof()
@@ -688,7 +718,7 @@ class HttpApi:
             response = self._contract.refusal(refused)
         except _BodyTooSlowError:
             response = self._contract.problem(contract.TOO_SLOW, "the body took too long")
-        except (_BodyMalformedError, web.RequestPayloadError) as error:
+        except _BodyMalformedError as error:
             response = self._contract.problem(contract.MALFORMED, f"the body is malformed: {error}")
         except ConnectionError:
             raise  # The client is gone: nobody is to be answered.
@@ -778,7 +808,10 @@ class HttpApi:
         keep = request.keep_alive and not self._is_draining and not connection.is_last
         payload = request.content
         if payload.is_eof():
-            return _Ending.KEEP if keep else _Ending.CLOSE
+            if keep:
+                return _Ending.KEEP
+            # Who did not ask for the end may be sending the next request.
+            return _Ending.LINGER if request.keep_alive else _Ending.CLOSE
         length = request.headers.get("Content-Length")
         awaits_continue = "Expect" in request.headers and not connection.is_continued and not payload.total_bytes
         if not keep or length is None or awaits_continue or payload.exception() is not None:
@@ -813,9 +846,7 @@ class HttpApi:
     def _report(self, error: BaseException | None) -> web.StreamResponse:
         """Answer what never became a request, or a request that could not be answered."""
         line_bytes_max = self._limits.header_bytes_max
-        if isinstance(error, _HeadersTooLargeError) or (
-            isinstance(error, LineTooLong) and error.args[1] != line_bytes_max
-        ):
+        if _is_of_headers(error, line_bytes_max):
             response = self._contract.problem(contract.HEADERS_TOO_LARGE, f"the most is {line_bytes_max} bytes")
         elif isinstance(error, LineTooLong):
             response = self._contract.problem(contract.KEY_TOO_LONG, "the request line is too long")
@@ -887,6 +918,14 @@ class HttpApi:
 
     def _json(self, document: dict[str, Any]) -> Response:
         return self._contract.page(json.dumps(document).encode() + b"\n", b"application/json")
+
+
+def _is_of_headers(error: BaseException | None, line_bytes_max: int) -> bool:
+    """Tell whether the parser gave up over headers that are too long or too many, not over the request line."""
+    if isinstance(error, LineTooLong):
+        return bool(error.args[1] != line_bytes_max)
+    too_many = isinstance(error, BadHttpMessage) and error.message.startswith("Too many headers")
+    return too_many or isinstance(error, _HeadersTooLargeError)
 
 
 def _raw(text: str) -> bytes:
