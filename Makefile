@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/zephyr demo $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
