@@ -556,6 +556,17 @@ async def test_a_client_that_sends_ten_mebibytes_before_it_reads_gets_its_answer
 
 
 @on_both_loops
+async def test_a_body_that_filled_every_buffer_meanwhile_is_no_reason_for_a_reset():
+    head = b"DELETE /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 10485760\r\n\r\n"
+    async with serving() as served:
+        served.node.gate = asyncio.Event()
+        uploading = asyncio.create_task(asyncio.to_thread(upload, served.address, head, 10 << 20))
+        await until(lambda: any(item._reading_paused for item in served.api._guard.open), "reading is paused")
+        served.node.gate.set()
+        assert (await uploading).startswith(b"HTTP/1.1 204 ")
+
+
+@on_both_loops
 async def test_a_client_that_never_stops_sending_is_cut():
     async with serving(replace(QUICK, linger_s=0.3)) as served:
 
@@ -593,6 +604,10 @@ async def test_100_continue_is_sent_only_when_the_body_is_wanted():
             ("/kv/a", 5, "200-maybe", 417),
         ):
             refused = await served.connect()
+            refused.send(head.format("/kv/d", "1.1", 5, "100-continue").encode())
+            assert (await refused.answer()).status == 100
+            refused.send(b"hello")
+            assert (await refused.answer()).status in {201, 204}
             refused.send(head.format(path, "1.1", size, expectation).encode())
             answer = await refused.answer()
             assert (answer.status, answer.closes) == (status, True)
@@ -605,9 +620,11 @@ async def test_a_body_that_breaks_its_coding_is_refused_and_nothing_is_written()
         for broken in (b"5\r\nhello\r\nxx\r\n", b"zz\r\n", b"-1\r\n"):
             client = await served.connect()
             client.send(b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+            await until(served.is_reading_a_body, "its beginning is taken for good")
             client.send(broken)
             answer = await client.answer()
             assert (answer.status, answer.problem, answer.closes) == (400, "malformed-request", True)
+            assert "\n" not in json.loads(answer.body)["detail"]
             assert await client.ended() == b""
         assert served.node.asked == []
 
@@ -702,7 +719,7 @@ async def test_connection_close_and_http_1_0_are_honoured():
 
 @on_both_loops
 async def test_a_client_that_ends_its_direction_still_gets_its_answers():
-    async with serving() as served:
+    async with serving(HttpLimits(linger_s=60)) as served:
         served.node.gate = asyncio.Event()
         client = await served.connect()
         client.send(
@@ -718,6 +735,7 @@ async def test_a_client_that_ends_its_direction_still_gets_its_answers():
             client.send(garbage)
             client.writer.write_eof()
             assert (await client.answer()).problem == "malformed-request"
+        await until(lambda: not served.api._server.connections, "nothing lingers: no more can come")
 
 
 @on_both_loops
@@ -784,6 +802,34 @@ async def test_a_header_block_over_its_limit_is_answered_431():
                 assert answer.status == status, (len(block), piece_bytes)
                 assert not answer.closes or await client.ended() == b""
                 client.close()
+
+
+@on_both_loops
+async def test_a_header_block_that_begins_behind_a_body_is_measured_whole():
+    block = b"GET /livez HTTP/1.1\r\nHost: h\r\n" + (b"X-Filler: " + b"x" * 989 + b"\r\n") * 33 + b"\r\n"
+    async with serving() as served:
+        client = await served.connect()
+        client.send(b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhe")
+        await until(served.is_reading_a_body, "the body is waited for")
+        client.send(b"llo" + block[:20_000])
+        assert (await client.answer()).status == 201
+        client.send(block[20_000:])
+        assert (await client.answer()).status == 431
+
+
+@on_both_loops
+async def test_headers_that_began_behind_a_busy_request_are_cut_too():
+    async with serving(replace(QUICK, idle_s=60)) as served:
+        served.node.gate = asyncio.Event()
+        client = await served.connect()
+        client.send(b"GET /kv/a HTTP/1.1\r\nHost: h\r\n\r\n")
+        await until(lambda: served.node.asked, "it waits for the node")
+        client.send(b"GET /kv/b HT")
+        await until(lambda: any(item.is_in_headers for item in served.api._guard.open), "the next one has begun")
+        served.node.gate.set()
+        assert (await client.answer()).status == 404
+        assert (await client.answer()).status == 408
+        assert served.closed("slow-headers") == 1
 
 
 @on_both_loops
@@ -912,6 +958,29 @@ async def test_a_client_that_does_not_read_its_answer_is_cut():
 
 
 @on_both_loops
+async def test_clients_that_vanish_within_their_answers_leave_no_memory_behind():
+    async with serving() as served:
+        stored(served, b"a", 16 << 20)  # far more than sockets buffer
+        gc.collect()
+        gc.disable()  # Nobody knows when it runs: in a large heap, hardly ever.
+        tracemalloc.start()
+        try:
+            clients = [await served.connect(receive_buffer_bytes=4096) for _ in range(4)]
+            before_bytes = tracemalloc.get_traced_memory()[0]
+            for client in clients:
+                client.send(b"GET /kv/a HTTP/1.1\r\nHost: h\r\n\r\n")
+            await until(lambda: len(served.node.asked) == 4, "all have asked")
+            await until(lambda: tracemalloc.get_traced_memory()[0] > before_bytes + (30 << 20), "the answers wait")
+            for client in clients:
+                client.writer.transport.abort()
+            await until(lambda: served.open() == 0, "they are gone")
+            await until(lambda: tracemalloc.get_traced_memory()[0] < before_bytes + (4 << 20), "so are the answers")
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+
+
+@on_both_loops
 async def test_a_client_that_asks_on_and_on_without_reading_is_cut():
     async with serving(replace(QUICK, idle_s=60, answer_s=60)) as served:
         stored(served, b"a", 50_000)
@@ -924,17 +993,31 @@ async def test_a_client_that_asks_on_and_on_without_reading_is_cut():
 @on_both_loops
 async def test_a_client_that_reads_slowly_but_steadily_gets_all_of_its_answer():
     async with serving(replace(QUICK, answer_s=60)) as served:
-        stored(served, b"a", 8 << 20)
+        stored(served, b"a", 16 << 20)
         client = await served.connect(receive_buffer_bytes=65_536)
-        began_s = time.monotonic()
         client.send(b"GET /kv/a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-        received = 0
+        received, unread_since_s, unread_s = 0, None, 0.0
         while piece := await client.reader.read(131_072):
             received += len(piece)
-            await asyncio.sleep(0.02)  # the pace of a slow client
-        assert received > 8 << 20
-        assert time.monotonic() - began_s > QUICK.stall_s, "slow enough to tell"
+            if served.api._guard.unread:
+                unread_since_s = unread_since_s or time.monotonic()
+                unread_s = time.monotonic() - unread_since_s
+            await asyncio.sleep(len(piece) / 14e6)  # the pace of a slow client
+        assert received > 16 << 20
+        assert unread_s > QUICK.stall_s, "slow enough to tell"
         assert served.closed("slow-reader") == 0
+
+
+@on_both_loops
+async def test_a_client_that_takes_its_answer_crumb_by_crumb_is_cut_by_the_limit_of_the_whole():
+    async with serving(replace(QUICK, answer_s=0.6)) as served:
+        stored(served, b"a", 64 << 20)
+        client = await served.connect(receive_buffer_bytes=65_536)
+        client.send(b"GET /kv/a HTTP/1.1\r\nHost: h\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while piece := await client.reader.read(131_072):  # noqa: ASYNC110  # there is no event: it is about pace
+                await asyncio.sleep(len(piece) / 5e6)  # the pace of a client that means harm
+        assert served.closed("slow-reader") == 1
 
 
 @on_both_loops
@@ -980,6 +1063,81 @@ async def test_a_connection_too_many_among_busy_ones_is_told_so():
         served.node.gate.set()
         for client in busy:
             assert (await client.answer()).status == 404
+
+
+@on_both_loops
+async def test_a_client_that_vanishes_while_its_rest_is_drained_leaves_nothing_behind():
+    async with serving() as served:
+        client = await served.connect()
+        client.send(b"PUT /kv/a?ttl=0 HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhello")
+        assert (await client.answer()).status == 400
+        await until(served.is_reading_a_body, "the rest is waited for")
+        client.close()
+        await until(lambda: not served.api._server.connections, "its handler has ended")
+
+
+MISBEHAVIOUR = (
+    b"GET /kv/a HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"GET /kv/large HTTP/1.1\r\nHost: h\r\n\r\n" * 3,
+    b"GET /kv/a HTTP/1.1\r\nHost: h\r\nX: " + b"y" * 40_000 + b"\r\n\r\n",
+    b"GET /kv/a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    b"GET /livez HTTP/1.0\r\n\r\n",
+    b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+    b"PATCH /kv/a HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello",
+    b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    b"PUT /kv/a?ttl=0 HTTP/1.1\r\nHost: h\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70_000,
+    b"PUT /kv/a HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n" + b"x" * 2_000_000,
+    b"hello",
+    b"\r\n\r\n",
+    b"garbage\r\n\r\n",
+)
+
+
+async def misbehave(address: tuple[str, int], rng: random.Random) -> None:
+    """Send whole, cut and torn requests, read some of the answers or none, and go in one way or another."""
+    reader, writer = await asyncio.open_connection(*address, limit=4096)
+    with contextlib.suppress(OSError, RuntimeError, TimeoutError):
+        for _ in range(rng.randint(1, 5)):
+            data = rng.choice(MISBEHAVIOUR)
+            data = data[: rng.randrange(len(data))] if rng.random() < 0.3 else data
+            piece_bytes = rng.choice([len(data) + 1, 1000, 100_000])
+            for offset in range(0, len(data), piece_bytes):
+                writer.write(data[offset : offset + piece_bytes])
+                await asyncio.wait_for(writer.drain(), 1)
+            match rng.choice(["read", "go on", "go on", "half-close", "abort"]):
+                case "read":
+                    await asyncio.wait_for(reader.read(100_000), 0.05)
+                case "half-close":
+                    writer.write_eof()
+                case "abort":
+                    writer.transport.abort()
+        while rng.random() < 0.9 and await asyncio.wait_for(reader.read(1 << 20), 1):
+            pass
+    writer.close()
+
+
+@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_random_misbehaviour_leaves_nothing_behind(seed, loop_factory, caplog):
+    async def run() -> None:
+        rng = random.Random(seed)
+        async with serving(replace(QUICK, linger_s=0.3), connections_max=40) as served:
+            stored(served, b"large", 900_000)
+            for _ in range(4):
+                await asyncio.gather(*[misbehave(served.address, random.Random(rng.random())) for _ in range(60)])
+            await until(lambda: not served.api._server.connections, "every handler has ended")
+            guard = served.api._guard
+            queues = (guard.headers, guard.idle, guard.body, guard.body_whole, guard.unread, guard.closing)
+            assert [len(queue) for queue in (guard.open, *queues)] == [0] * 7
+            assert await (await served.connect()).is_usable()
+
+    with structlog.testing.capture_logs() as logs, asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(run())
+    assert logs == []
+    assert [record for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 
 # --- life -----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,19 +18,10 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from zephyr.etcd.embedded import EmbeddedEtcd
+from zephyr.etcd.embedded import EmbeddedEtcd, free_port
 
 START_MAX_S = 20.0
 """Longest wait for processes to be ready: importing alone takes a second on a busy machine."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
 
 
 async def until(condition: Callable[[], Any], timeout_s: float, what: str) -> float:
@@ -147,7 +137,7 @@ async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
                 embedded = EmbeddedEtcd()
                 await embedded.start()
                 stack.push_async_callback(embedded.close)
-            ports = free_ports(3 * count)
+            ports = [free_port() for _ in range(3 * count)]
             nodes = [
                 NodeProcess(
                     f"n{number + 1}",
@@ -170,12 +160,9 @@ async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
 
         try:
             yield start
-        except BaseException:
-            for cluster in clusters:
-                print(cluster.logs())  # noqa: T201  # shown with the failure
-            raise
         finally:
             for cluster in clusters:
+                print(cluster.logs())  # noqa: T201  # shown when the test fails
                 for node in cluster.nodes:
                     if node.process:
                         node.kill()

@@ -17,9 +17,11 @@ from zephyr.config import Settings, parse_address
 from zephyr.errors import ConfigError
 from zephyr.events import SendPeer
 from zephyr.model import Address, Member, NodeId
-from zephyr.peer import tcp
-from zephyr.peer.tcp import PeerHost, PeerTransport
+from zephyr.peer.connection import WRITE_CHUNK_BYTES, WRITE_HIGH_BYTES, Connection, ServedConnection
+from zephyr.peer.link import LINK_IDLE_S, LINK_STABLE_S, RECONNECT_DELAYS_S, _LinkConnection, reconnect_delay_s
+from zephyr.peer.tcp import LINKS_KEPT, PeerHost, PeerTransport
 from zephyr.peer.wire import (
+    ALLOWANCE_MS_MAX,
     Frame,
     FrameDecoder,
     Goodbye,
@@ -375,7 +377,7 @@ async def test_the_time_that_is_left_travels_with_the_request(world):
     n1.send("s1", Operation.READ, b"k", timeout_s=float("inf"))
     await world.changes.until(lambda: len(peer.requests) == 2)
     assert 4000 < peer.requests[0].allowance_ms <= 5000
-    assert peer.requests[1].allowance_ms == tcp.ALLOWANCE_MS_MAX
+    assert peer.requests[1].allowance_ms == ALLOWANCE_MS_MAX
 
 
 async def test_an_unknown_operation_costs_that_call_only(world):
@@ -391,17 +393,17 @@ async def test_requests_of_one_turn_are_one_write_and_so_are_their_answers(world
     n1, n2 = await world.node("n1"), await world.node("n2")
     await n1.join(n2)
     writes: list[type] = []
-    write = tcp._Connection.write
-    monkeypatch.setattr(tcp._Connection, "write", lambda self, data: (writes.append(type(self)), write(self, data)))
+    write = Connection.write
+    monkeypatch.setattr(Connection, "write", lambda self, data: (writes.append(type(self)), write(self, data)))
     for number in range(100):
         n1.send("n2", Operation.READ, b"%d" % number)
     await world.changes.until(lambda: len(n1.replies) == 100)
-    assert writes.count(tcp._LinkConnection) == 1
-    assert writes.count(tcp._ServedConnection) <= 3  # one for each piece in which the requests arrived
+    assert writes.count(_LinkConnection) == 1
+    assert writes.count(ServedConnection) <= 3  # one for each piece in which the requests arrived
 
 
 async def test_a_reply_to_a_call_that_is_over_is_dropped_and_counted(world, monkeypatch):
-    monkeypatch.setattr(tcp, "SWEEP_INTERVAL_S", 0.01)
+    monkeypatch.setattr("zephyr.peer.tcp.SWEEP_INTERVAL_S", 0.01)
     n1, peer = await world.node("n1"), await world.stranger()
     await n1.join(peer)
     n1.send("s1", Operation.READ, b"late", timeout_s=0.05)
@@ -467,7 +469,7 @@ async def test_clusters_of_other_names_refuse_each_other_and_both_say_why(world)
     assert await n1.failure(call_id) == (reason, False)
     await world.changes.until(n1.disconnections)
     assert n1.disconnections() == [reason]
-    assert n1.transport._links["n2"]._failures >= len(tcp.RECONNECT_DELAYS_S)  # no quick retries after a refusal
+    assert n1.transport._links["n2"]._failures >= len(RECONNECT_DELAYS_S)  # no quick retries after a refusal
     assert n2.transport.counters.connections_refused >= 1
     assert not n2.served
 
@@ -510,7 +512,7 @@ async def test_a_node_does_not_link_to_its_own_id(world):
 async def test_calls_in_flight_fail_as_sent_when_the_peer_dies_and_the_link_comes_back_at_once(world):
     n1, peer = await world.node("n1"), await world.stranger()
     await n1.join(peer)
-    n1.transport._links["s1"]._up_since_s -= tcp.LINK_STABLE_S
+    n1.transport._links["s1"]._up_since_s -= LINK_STABLE_S
     calls = [n1.send("s1", Operation.READ, b"%d" % number) for number in range(3)]
     await world.changes.until(lambda: len(peer.requests) == 3)
     peer.accepted[0].abort()
@@ -564,7 +566,7 @@ async def test_the_same_failure_is_reported_once(world):
 
 
 async def test_a_peer_that_accepts_and_says_nothing_is_given_up(world, monkeypatch):
-    monkeypatch.setattr(tcp, "HELLO_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("zephyr.peer.connection.HELLO_TIMEOUT_S", 0.05)
     n1, peer = await world.node("n1"), await world.stranger()
     peer.greets = False
     n1.set_peers(peer.member)
@@ -583,38 +585,46 @@ async def test_a_link_that_is_lost_as_soon_as_it_is_up_backs_off(world):
 
 
 def test_the_delays_between_attempts_grow_to_a_second_and_no_further():
-    shared = tcp._Shared(Settings(), None, random.Random(1))
-    assert [shared.reconnect_delay_s(failures) for failures in range(4)] == [0, 0.010, 0.050, 0.150]
+    rng = random.Random(1)
+    assert [reconnect_delay_s(failures, rng) for failures in range(4)] == [0, 0.010, 0.050, 0.150]
     for failures in (4, 5, 6, 7, 20, 100_000):
-        delays = [shared.reconnect_delay_s(failures) for _ in range(50)]
+        delays = [reconnect_delay_s(failures, rng) for _ in range(50)]
         assert 0.15 <= min(delays) < max(delays) <= 1.0
 
 
-async def test_a_new_epoch_or_address_is_connected_to_anew(world):
+async def test_a_new_address_is_connected_to_anew(world):
     n1, n2, other = [await world.node(node_id) for node_id in ("n1", "n2", "n2")]
     await n1.join(n2)
-    reborn = replace(n2.member, epoch=2)
-    n2.member = reborn
-    n1.set_peers(reborn)
-    await world.changes.until(lambda: n1.connections[1:] == [("n2", "n2 began anew"), reborn])
     n1.set_peers(other.member)
-    await world.changes.until(lambda: n1.connections[4:] == [other.member])
-    assert n1.connections[3] == ("n2", f"n2 is at {other.member.peer} now")
+    await world.changes.until(lambda: n1.connections[2:] == [other.member])
+    assert n1.connections[1] == ("n2", f"n2 is at {other.member.peer} now")
     n1.send("n2", Operation.READ, b"k")
     await world.changes.until(lambda: other.served)
 
 
-async def test_a_link_that_is_up_to_the_new_life_already_stays(world):
+async def test_a_member_that_registers_anew_keeps_its_links_and_its_calls(world):
     n1, n2 = await world.node("n1"), await world.node("n2")
-    known = n2.member
-    n2.member = replace(known, epoch=2)
-    n1.set_peers(known)
-    await world.changes.until(n1.connected_ids)
+    await n1.join(n2)
+    call_id = n1.send("n2", Operation.READ, b"k")
+    n2.member = replace(n2.member, epoch=2)
     n1.set_peers(n2.member)
     n1.set_peers(replace(n2.member, state="leaving", weight=3.0))
-    assert await n1.call("n2", Operation.READ, b"k") == (Status.OK, (None,))
+    await world.changes.until(lambda: call_id in n1.replies)
     assert n1.transport.counters.connections_up == 1
     assert len(n1.connections) == 1
+
+
+async def test_a_new_life_is_dialled_at_once_though_the_old_one_is_in_back_off(world, monkeypatch):
+    monkeypatch.setattr("zephyr.peer.link.RECONNECT_DELAYS_S", (1000.0,))
+    monkeypatch.setattr("zephyr.peer.link.RECONNECT_DELAY_MAX_S", 1000.0)
+    n1, n2 = await world.node("n1"), await world.node("n2")
+    address = n2.member.peer
+    await n2.transport.close()
+    n1.set_peers(n2.member)
+    await world.changes.until(lambda: n1.disconnections() == [f"{address} refused the connection"])
+    await n2.start(address)
+    n1.set_peers(replace(n2.member, epoch=2))
+    await world.changes.until(n1.connected_ids)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -704,8 +714,8 @@ async def test_a_taken_port_is_one_clear_line(world):
 
 
 async def test_in_a_large_cluster_few_links_are_kept_and_others_open_at_first_use(world, monkeypatch):
-    monkeypatch.setattr(tcp, "LINKS_ALL_KEPT_MAX", 2)
-    monkeypatch.setattr(tcp, "LINKS_KEPT", 1)
+    monkeypatch.setattr("zephyr.peer.tcp.LINKS_ALL_KEPT_MAX", 2)
+    monkeypatch.setattr("zephyr.peer.tcp.LINKS_KEPT", 1)
     n1, *others = [await world.node(f"n{number}") for number in range(1, 6)]
     n1.set_peers(*(other.member for other in others))
     await world.changes.until(n1.connected_ids)
@@ -716,8 +726,8 @@ async def test_in_a_large_cluster_few_links_are_kept_and_others_open_at_first_us
     assert await n1.call(resting.member.id, Operation.READ, b"k") == (Status.OK, (None,))
     assert n1.connected_ids() == {kept, resting.member.id}
 
-    links[resting.member.id].sweep(time.monotonic() + tcp.LINK_IDLE_S + 1)
-    links[kept].sweep(time.monotonic() + tcp.LINK_IDLE_S + 1)
+    links[resting.member.id].sweep(time.monotonic() + LINK_IDLE_S + 1)
+    links[kept].sweep(time.monotonic() + LINK_IDLE_S + 1)
     assert links[resting.member.id]._is_resting()
     assert not links[kept]._is_resting()
     assert await n1.call(resting.member.id, Operation.READ, b"k") == (Status.OK, (None,))
@@ -725,14 +735,14 @@ async def test_in_a_large_cluster_few_links_are_kept_and_others_open_at_first_us
 
 
 async def test_a_link_that_is_not_kept_rests_after_it_was_lost(world, monkeypatch):
-    monkeypatch.setattr(tcp, "LINKS_ALL_KEPT_MAX", 0)
-    monkeypatch.setattr(tcp, "LINKS_KEPT", 0)
+    monkeypatch.setattr("zephyr.peer.tcp.LINKS_ALL_KEPT_MAX", 0)
+    monkeypatch.setattr("zephyr.peer.tcp.LINKS_KEPT", 0)
     n1, peer = await world.node("n1"), await world.stranger()
     n1.set_peers(peer.member)
     link = n1.transport._links["s1"]
     n1.send("s1", Operation.READ, b"k")
     await world.changes.until(lambda: peer.requests)
-    link._up_since_s -= tcp.LINK_STABLE_S
+    link._up_since_s -= LINK_STABLE_S
     peer.accepted[0].abort()
     await world.changes.until(n1.disconnections)
     assert link._is_resting()
@@ -747,7 +757,7 @@ def test_the_kept_links_hardly_change_when_a_member_comes():
     ids = [f"n{number}" for number in range(1, 101)]
     before = transport._kept(dict.fromkeys(ids))
     after = transport._kept(dict.fromkeys([*ids, "n101"]))
-    assert len(before) == len(after) == tcp.LINKS_KEPT
+    assert len(before) == len(after) == LINKS_KEPT
     assert len(before - after) <= 1
     other = PeerTransport(Settings(id="n101"), None, random.Random(1))
     assert other._kept(dict.fromkeys(ids)) != before
@@ -758,7 +768,7 @@ def test_the_kept_links_hardly_change_when_a_member_comes():
 
 
 async def test_requests_in_flight_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(tcp, "REQUESTS_IN_FLIGHT_MAX", 3)
+    monkeypatch.setattr("zephyr.peer.link.REQUESTS_IN_FLIGHT_MAX", 3)
     n1, peer = await world.node("n1"), await world.stranger()
     await n1.join(peer)
     calls = [n1.send("s1", Operation.READ, b"%d" % number) for number in range(5)]
@@ -772,7 +782,7 @@ async def test_requests_in_flight_are_bounded(world, monkeypatch):
 
 
 async def test_requests_queued_for_an_attempt_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(tcp, "PENDING_BYTES_MAX", 10_000)
+    monkeypatch.setattr("zephyr.peer.link.PENDING_BYTES_MAX", 10_000)
     n1, peer = await world.node("n1"), await world.stranger()
     n1.set_peers(peer.member)
     calls = [n1.send("s1", Operation.WRITE, b"k", bytes(3000)) for _ in range(5)]
@@ -781,19 +791,18 @@ async def test_requests_queued_for_an_attempt_are_bounded(world, monkeypatch):
 
 
 async def test_a_peer_that_reads_no_more_costs_only_its_own_requests_and_is_cut(world, monkeypatch):
-    monkeypatch.setattr(tcp, "PENDING_BYTES_MAX", 4 << 20)
-    monkeypatch.setattr(tcp, "DRAIN_TIMEOUT_S", 0.3)
+    pending_bytes_max = 4 << 20
+    monkeypatch.setattr("zephyr.peer.link.PENDING_BYTES_MAX", pending_bytes_max)
+    monkeypatch.setattr("zephyr.peer.connection.DRAIN_TIMEOUT_S", 0.3)
     n1, n2, peer = await world.node("n1"), await world.node("n2"), await world.stranger()
     await n1.join(n2, peer)
     peer.accepted[0].pause_reading()
     link = n1.transport._links["s1"]
     while "overloaded" not in n1.transport.counters.failed:
         n1.send("s1", Operation.WRITE, b"k", bytes(VALUE_MAX))
-        assert link._unsent_bytes <= tcp.PENDING_BYTES_MAX
+        assert link._unsent_bytes <= pending_bytes_max
         assert await n1.call("n2", Operation.READ, b"k") == (Status.OK, (None,))
-    assert (
-        link.connection.transport.get_write_buffer_size() < tcp.WRITE_HIGH_BYTES + tcp.WRITE_CHUNK_BYTES + 2 * VALUE_MAX
-    )
+    assert link.connection.transport.get_write_buffer_size() < WRITE_HIGH_BYTES + WRITE_CHUNK_BYTES + 2 * VALUE_MAX
     overloaded = len(n1.failures)
     await world.changes.until(n1.disconnections)
     assert n1.disconnections()[0] == "it read nothing for 0.3 s"
@@ -831,7 +840,7 @@ async def test_a_caller_that_does_not_read_its_answers_is_not_read_from(world):
     await polled(lambda: not served.writable)
     assert len(n1.served) < 20
     assert not served.transport.is_reading()
-    assert served.transport.get_write_buffer_size() < tcp.WRITE_HIGH_BYTES + tcp.WRITE_CHUNK_BYTES + 2 * VALUE_MAX
+    assert served.transport.get_write_buffer_size() < WRITE_HIGH_BYTES + WRITE_CHUNK_BYTES + 2 * VALUE_MAX
     frames = await raw.frames(201)
     assert [frame.call_id for frame in frames[1:]] == list(range(200))
     assert n1.transport.counters.requests_served == 200
@@ -855,7 +864,7 @@ async def test_requests_that_waited_too_long_behind_unread_answers_are_dropped(w
 
 
 async def test_many_requests_of_one_caller_are_served_in_slices(world, monkeypatch):
-    monkeypatch.setattr(tcp, "SERVED_SLICE", 10)
+    monkeypatch.setattr("zephyr.peer.connection.SERVED_SLICE", 10)
     n1, n2, n3 = [await world.node(node_id) for node_id in ("n1", "n2", "n3")]
     await n1.join(n2)
     await n3.join(n2)
@@ -902,7 +911,7 @@ async def test_an_answer_longer_than_the_caller_reads_becomes_too_large(world):
 
 
 async def test_served_connections_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(tcp, "SERVED_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("zephyr.peer.connection.SERVED_CONNECTIONS_MAX", 2)
     n1 = await world.node("n1")
     first, _second, third = [await world.raw(n1) for _ in range(3)]
     assert await third.rest() == [Goodbye("2 connections are open here, no more")]
@@ -915,7 +924,7 @@ async def test_served_connections_are_bounded(world, monkeypatch):
 
 
 async def test_closing_is_bounded_though_a_peer_reads_nothing(world, monkeypatch):
-    monkeypatch.setattr(tcp, "LINGER_S", 0.1)
+    monkeypatch.setattr("zephyr.peer.connection.LINGER_S", 0.1)
     n1, peer = await world.node("n1"), await world.stranger()
     await n1.join(peer)
     peer.accepted[0].pause_reading()
@@ -928,7 +937,7 @@ async def test_closing_is_bounded_though_a_peer_reads_nothing(world, monkeypatch
 
 
 async def test_a_goodbye_that_is_not_read_does_not_keep_the_connection(world, monkeypatch):
-    monkeypatch.setattr(tcp, "LINGER_S", 0.05)
+    monkeypatch.setattr("zephyr.peer.connection.LINGER_S", 0.05)
     n1, peer = await world.node("n1"), await world.stranger()
     await n1.join(peer)
     peer.accepted[0].pause_reading()
@@ -977,7 +986,7 @@ async def test_garbage_instead_of_an_answer_ends_the_link_and_fails_its_calls(wo
 
 
 async def test_a_caller_that_says_nothing_is_cut(world, monkeypatch):
-    monkeypatch.setattr(tcp, "HELLO_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("zephyr.peer.connection.HELLO_TIMEOUT_S", 0.05)
     n1 = await world.node("n1")
     raw = await world.raw(n1)
     assert await raw.rest() == [Goodbye("no hello within 0.05 s")]
@@ -1005,7 +1014,7 @@ async def test_a_probe_tells_who_answers_even_when_it_is_the_node_itself(world):
 
 
 async def test_a_probe_tells_why_nobody_answers(world, monkeypatch):
-    monkeypatch.setattr(tcp, "HELLO_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("zephyr.peer.connection.HELLO_TIMEOUT_S", 0.05)
     n1, n2, peer = await world.node("n1"), await world.node("n2", cluster="blue"), await world.stranger()
     peer.greets = False
     assert await probed(n1, peer.member.peer) == (None, "no hello within 0.05 s")
@@ -1017,7 +1026,7 @@ async def test_a_probe_tells_why_nobody_answers(world, monkeypatch):
 
 
 async def test_probes_are_bounded_and_answered_when_the_node_stops(world, monkeypatch):
-    monkeypatch.setattr(tcp, "PROBES_MAX", 2)
+    monkeypatch.setattr("zephyr.peer.tcp.PROBES_MAX", 2)
     n1, peer = await world.node("n1"), await world.stranger()
     peer.greets = False
     for _ in range(3):

@@ -51,7 +51,7 @@ def views_page(node: Node, lag_s: float | None, started: Instant, now: Instant) 
         "authority": view.authority,
         "authority_since_s": _age_s(view.authority_since_s, started, now),
         "etcd": _etcd(etcd, now),
-        "gossip": {"health": None, "probe_interval_s": None, "event_loop_lag_s": lag_s},
+        "gossip": {"health": None, "probe_interval_s": None, "event_loop_lag_s": lag_s and round(lag_s, 6)},
         "ring": {"epoch": _epoch(view), "digest": view.digest.hex(), "owners": list(view.owners)},
         "disagreements": disagreements(view),
         "members": [_member(row, started, now) for row in view.members],

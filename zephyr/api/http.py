@@ -267,38 +267,52 @@ class _Guard:
         self._timer.cancel()
 
     def _sweep(self) -> None:
+        more = False
+        try:
+            more = self._look() >= SWEEP_MAX
+        finally:
+            self._timer = self._loop.call_later(0 if more else self._period_s, self._sweep)
+
+    def _look(self) -> int:
+        """End what waited too long; return how many connections were dealt with."""
         now_s, limits = self._loop.time(), self.limits
-        overdue = 0
-        for connection in _overdue(self.idle, now_s - limits.idle_s):
-            overdue += 1
+        idle = _overdue(self.idle, now_s - limits.idle_s)
+        for connection in idle:
             self.end(connection, "idle")
-        for connection in _overdue(self.headers, now_s - limits.header_s):
-            overdue += 1
+        slow = _overdue(self.headers, now_s - limits.header_s)
+        for connection in slow:
             if connection.is_in_headers:
                 connection.say(self._problem(contract.TOO_SLOW, "the headers took too long"))
             self.end(connection, "slow-headers")
-        for queue, limit_s in ((self.body, limits.body_progress_s), (self.body_whole, limits.body_s)):
-            for connection in _overdue(queue, now_s - limit_s):
-                overdue += 1
-                self._closed["slow-body"] += 1
-                self.body.pop(connection, None)
-                self.body_whole.pop(connection, None)
-                connection.give_up_body()
-        for connection in _overdue(self.unread, now_s - limits.stall_s / STALL_LOOKS):
-            overdue += 1
-            if connection.takes_its_answer(now_s):
-                del self.unread[connection]
-                self.unread[connection] = now_s
-            else:
-                self._closed["slow-reader"] += 1
-                self.forget(connection)
-                connection.abort()
-        for connection in _overdue(self.closing, now_s - limits.linger_s):
-            overdue += 1
+        uploading = [
+            *_overdue(self.body, now_s - limits.body_progress_s),
+            *_overdue(self.body_whole, now_s - limits.body_s),
+        ]
+        for connection in uploading:
+            self._give_up_body(connection)
+        unread = _overdue(self.unread, now_s - limits.stall_s / STALL_LOOKS)
+        for connection in unread:
+            self._look_at_answer(connection, now_s)
+        lingering = _overdue(self.closing, now_s - limits.linger_s)
+        for connection in lingering:
             self.forget(connection)
             connection.abort()
-        more = overdue >= SWEEP_MAX
-        self._timer = self._loop.call_later(0 if more else self._period_s, self._sweep)
+        return max(map(len, (idle, slow, uploading, unread, lingering)))
+
+    def _give_up_body(self, connection: _Connection) -> None:
+        if self.body_whole.pop(connection, None) is not None:
+            self.body.pop(connection, None)
+            self._closed["slow-body"] += 1
+            connection.give_up_body()
+
+    def _look_at_answer(self, connection: _Connection, now_s: float) -> None:
+        if connection.takes_its_answer(now_s):
+            del self.unread[connection]
+            self.unread[connection] = now_s
+        else:
+            self._closed["slow-reader"] += 1
+            self.forget(connection)
+            connection.abort()
 
 
 def _durations(limits: HttpLimits) -> tuple[float, ...]:
@@ -475,6 +489,9 @@ class _Connection(web.RequestHandler):
         self._guard.unread[self] = self._answer_began_s
         try:
             await self._drain_helper()
+        except ConnectionError as error:
+            error.__traceback__ = None  # As in `read_body`: else the answer would outlive its connection.
+            raise _fresh(error) from None
         finally:
             self._guard.unread.pop(self, None)
 
@@ -719,7 +736,7 @@ class HttpApi:
         except _BodyTooSlowError:
             response = self._contract.problem(contract.TOO_SLOW, "the body took too long")
         except _BodyMalformedError as error:
-            response = self._contract.problem(contract.MALFORMED, f"the body is malformed: {error}")
+            response = self._contract.problem(contract.MALFORMED, f"the body is malformed: {_sentence(str(error))}")
         except ConnectionError:
             raise  # The client is gone: nobody is to be answered.
         except Exception:
@@ -851,8 +868,8 @@ class HttpApi:
         elif isinstance(error, LineTooLong):
             response = self._contract.problem(contract.KEY_TOO_LONG, "the request line is too long")
         elif isinstance(error, HttpProcessingError):
-            sentence = error.message.partition("\n")[0][:200]
-            response = self._contract.problem(contract.MALFORMED, sentence or "it is no HTTP")
+            error.__traceback__ = None  # As in `read_body`.
+            response = self._contract.problem(contract.MALFORMED, _sentence(error.message))
         elif isinstance(error, ConnectionError):
             response = self._contract.problem(contract.INTERNAL_ERROR, "the client is gone")
         else:
@@ -926,6 +943,11 @@ def _is_of_headers(error: BaseException | None, line_bytes_max: int) -> bool:
         return bool(error.args[1] != line_bytes_max)
     too_many = isinstance(error, BadHttpMessage) and error.message.startswith("Too many headers")
     return too_many or isinstance(error, _HeadersTooLargeError)
+
+
+def _sentence(message: str) -> str:
+    """Return the first line of what the parser says; the others draw a picture."""
+    return message.partition("\n")[0].rstrip(":")[:200] or "it is no HTTP"
 
 
 def _raw(text: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib.util
+import itertools
 import os
 import shutil
 import signal
@@ -21,8 +22,10 @@ START_MAX_S = 20.0
 """Longest wait until it serves: an election takes a second, a busy machine multiplies that."""
 STOP_MAX_S = 5.0
 POLL_S = 0.02
+PORTS_FIRST, PORTS_PER_BLOCK, PORT_BLOCKS = 10_000, 100, 100
 PR_SET_PDEATHSIG = 1
 """prctl(2), from linux/prctl.h."""
+_port_offsets = itertools.cycle(range(PORTS_PER_BLOCK))
 
 
 def die_with_parent() -> None:
@@ -31,10 +34,22 @@ def die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback port on which nobody listens, each time another one.
+
+    From below the range that kernels give to outgoing connections: else a client that keeps dialling a
+    server which is away may be given that very port, connect to itself and keep the server out. Processes
+    that run side by side have a block each.
+    """
+    base = PORTS_FIRST + os.getpid() % PORT_BLOCKS * PORTS_PER_BLOCK
+    for offset in itertools.islice(_port_offsets, PORTS_PER_BLOCK):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", base + offset))
+            except OSError:
+                continue
+        return base + offset
+    raise ZephyrError(f"no free port from {base} to {base + PORTS_PER_BLOCK - 1}")
 
 
 def find_etcd() -> str:
