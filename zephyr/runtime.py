@@ -12,6 +12,7 @@ import contextlib
 import ipaddress
 import logging
 import random
+import resource
 import signal
 import socket
 import sys
@@ -59,6 +60,8 @@ from zephyr.peer.tcp import PeerHost, PeerTransport
 
 LAG_PERIOD_S = 0.1
 """How often the event loop's lag is measured."""
+FILES_BESIDE_CLIENTS = 2048
+"""File descriptors beside clients' connections: peers, both ways, etcd, and what a process has anyway."""
 EXIT_CONFIG = 64
 """Exit code of unusable settings."""
 
@@ -296,9 +299,21 @@ def default_route_host() -> str:
         return str(probe.getsockname()[0])
 
 
+def raise_file_limit(connections_max: int) -> None:
+    """Let this process open as many sockets as the settings allow, as far as the system lets it."""
+    wanted = connections_max + FILES_BESIDE_CLIENTS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("file-limit", allowed=allowed, wanted=wanted, detail="raise ulimit -n or lower --connections-max")
+
+
 def run(settings: Settings) -> int:
     """Run a node to its end. Return the exit code: 0 left, 1 could not go on, 64 unusable settings."""
     configure_logging(settings)
+    raise_file_limit(settings.connections_max)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Runtime(settings).run())

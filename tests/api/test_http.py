@@ -920,6 +920,26 @@ async def test_a_body_that_drips_is_cut_by_the_limit_of_the_whole():
 
 
 @on_both_loops
+async def test_unfinished_bodies_share_one_bound_and_release_it():
+    async with serving(HttpLimits(bodies_bytes_max=3000)) as served:
+        slow = [await served.connect() for _ in range(2)]
+        for client in slow:
+            client.send(b"PUT /kv/slow HTTP/1.1\r\nHost: h\r\nContent-Length: 2000\r\n\r\n" + bytes(1400))
+        await until(lambda: served.api._bodies_bytes == 2800, "both are being received")
+        other = await served.connect()
+        other.send(b"PUT /kv/b HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n" + bytes(500))
+        refused = await other.answer("PUT")
+        assert (refused.status, refused.problem, refused.headers["retry-after"]) == (429, "too-many-bodies", "1")
+        slow[1].close()
+        await until(lambda: served.api._bodies_bytes == 1400, "what the others hold is released")
+        slow[0].send(bytes(600))
+        assert (await slow[0].answer("PUT")).status == 201
+        await until(lambda: served.api._bodies_bytes == 0, "everything is released")
+        again = await served.connect()
+        assert (await again.ask("PUT", "/kv/b", bytes(1000))).status == 201
+
+
+@on_both_loops
 async def test_a_refused_body_whose_small_rest_never_comes_is_let_go():
     async with serving(QUICK) as served:
         client = await served.connect()

@@ -96,6 +96,9 @@ TOO_SLOW = Problem("too-slow", 408, "The request arrived too slowly", retryable=
 VALUE_TOO_LARGE = Problem("value-too-large", 413, "The value is too large")
 KEY_TOO_LONG = Problem("key-too-long", 414, "The key is too long")
 EXPECTATION_FAILED = Problem("expectation-failed", 417, "The expectation cannot be met")
+TOO_MANY_BODIES = Problem(
+    "too-many-bodies", 429, "The node is receiving too much at once; nothing was done", retryable=True
+)
 HEADERS_TOO_LARGE = Problem("headers-too-large", 431, "The header block is too large")
 INTERNAL_ERROR = Problem("internal-error", 500, "The node failed to answer")
 NOT_SUPPORTED = Problem("not-supported", 501, "This is not supported yet")
