@@ -85,8 +85,8 @@ class StaticMembership:
         """Take in what a member says of itself; a newer life replaces an older one."""
         known = self.members.get(member.id)
         if member.id == self.member.id:
-            if member.epoch == self.member.epoch:
-                return []
+            if member.epoch >= self.member.epoch:
+                return []  # Itself, or a newcomer that will find this node and stop.
             return [Stop(1, f"another live process has the id {member.id}, at {member.peer}")]
         if known is None or known.epoch < member.epoch:
             self.members[member.id] = member
@@ -226,7 +226,10 @@ class Reconciler:
             case "registered" if not in_ring:
                 return "held", f"registered, and joins the ring when the held one is released{tail}"
             case "registered" if not routable:
-                return "unreachable", f"registered, but it cannot be reached from here; out when its lease ends{tail}"
+                return (
+                    "unreachable",
+                    "registered, but it cannot be reached from here; leaves the ring when its lease ends",
+                )
             case "registered":
                 return "agree", f"registered and {member.state}"
         raise AssertionError(witness)

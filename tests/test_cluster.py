@@ -1,0 +1,164 @@
+"""The reconciler: who owns data, and what is said about each member."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from zephyr.cluster import Reconciler, StaticMembership
+from zephyr.config import Settings
+from zephyr.etcd.lease import EtcdMembership
+from zephyr.events import EtcdCallFailed, IdentityProbed, ProbeIdentity, ReadSnapshot, Stop
+from zephyr.model import Instant, Member, Registration
+
+SETTINGS = Settings(id="n1", join=("h:1", "h:2"))
+OWN = Member("n1", "a:1", "a:2", "a:3", epoch=5)
+
+
+def at(second: float) -> Instant:
+    return Instant(second, 1_000_000 + int(second * 1000))
+
+
+def member(node_id: str, **changes: object) -> Member:
+    return replace(Member(node_id, "a:1", "a:2", f"{node_id}:3", epoch=7), **changes)
+
+
+class Registry:
+    """An etcd membership whose registrations a test sets by hand, and the reconciler on top."""
+
+    def __init__(self):
+        self.etcd = EtcdMembership(SETTINGS, OWN, random.Random(1), at(0))
+        self.etcd._synced, self.etcd._reason_since_s = True, None
+        self.reconciler = Reconciler(SETTINGS, self.etcd, None)
+
+    def say(self, *members: Member, wiped: bool = False) -> None:
+        self.etcd.registrations = {item.id: Registration(item, 3, 1) for item in members}
+        self.etcd.wipe_count += wiped
+
+    def view(self, second: float, connected: dict[str, bool] | None = None):
+        return self.reconciler.reconcile(connected or {}, at(second))[0]
+
+    def row(self, node_id: str, second: float, connected: dict[str, bool] | None = None):
+        return next(row for row in self.view(second, connected).members if row.member.id == node_id)
+
+
+def test_the_ring_is_what_etcd_has_registered_and_a_joining_member_owns_nothing_yet():
+    registry = Registry()
+    registry.say(OWN, member("n2"), member("n3", state="joining"), member("n4", state="leaving"))
+    view = registry.view(1)
+    assert view.owners == ("n1", "n2", "n4")
+    assert view.authority == "etcd"
+    assert {row.member.id: row.verdict for row in view.members}["n3"] == "pending"
+
+
+def test_equal_members_give_equal_digests_and_a_new_life_another_one():
+    one, other = Registry(), Registry()
+    one.say(OWN, member("n2"))
+    other.say(member("n2"), OWN)
+    assert one.view(1).digest == other.view(9).digest
+    other.say(member("n2", epoch=8), OWN)
+    assert one.view(2).digest != other.view(10).digest
+
+
+def test_a_wipe_holds_the_ring_until_all_are_back():
+    registry = Registry()
+    registry.say(OWN, member("n2"), member("n3"))
+    registry.view(1)
+    registry.say(OWN, wiped=True)
+    view = registry.view(2)
+    assert (view.owners, view.authority) == (("n1", "n2", "n3"), "held")
+    assert registry.row("n2", 2).reason == (
+        "etcd lost its registration; the last ring is held until all register again"
+    )
+    registry.say(OWN, member("n2", epoch=9), member("n3", epoch=9), member("n4"))
+    view = registry.view(3)
+    assert (view.owners, view.authority) == (("n1", "n2", "n3", "n4"), "etcd")
+
+
+def test_a_hold_ends_by_itself_but_never_with_an_empty_ring():
+    registry = Registry()
+    registry.say(OWN, member("n2"))
+    registry.view(1)
+    registry.say()
+    assert registry.view(2).owners == ("n1", "n2")
+    assert registry.reconciler.deadline() == float("inf"), "nothing to switch to"
+    assert registry.view(100).owners == ("n1", "n2")
+    registry.say(member("n2", epoch=9))
+    assert registry.reconciler.deadline() == 2 + SETTINGS.takeover_max
+    assert registry.view(101).owners == ("n2",)
+
+
+def test_one_registration_that_goes_leaves_the_ring_at_once():
+    registry = Registry()
+    registry.say(OWN, member("n2"), member("n3"))
+    registry.view(1)
+    registry.say(OWN, member("n3"))
+    assert registry.view(2).owners == ("n1", "n3")
+
+
+@pytest.mark.parametrize(
+    ("connected", "verdict", "sentence"),
+    [
+        (True, "agree", "registered and serving"),
+        (False, "unreachable", "registered, but it cannot be reached from here; leaves the ring when its lease ends"),
+    ],
+)
+def test_each_row_says_in_a_sentence_how_things_stand(connected, verdict, sentence):
+    registry = Registry()
+    registry.say(OWN, member("n2"))
+    row = registry.row("n2", 1, {"n2": connected})
+    assert (row.verdict, row.reason, row.routable) == (verdict, sentence, connected)
+
+
+def test_a_silent_etcd_is_shown_and_its_last_word_stands():
+    registry = Registry()
+    registry.say(OWN, member("n2"))
+    registry.view(1)
+    registry.etcd._check.start()
+    registry.etcd._snapshot.start()
+    registry.etcd.on_failed(EtcdCallFailed(ReadSnapshot(), "connection refused", definite=False), at(2))
+    view = registry.view(3, {"n2": False})
+    assert (view.owners, view.authority, view.etcd.state) == (("n1", "n2"), "held", "unreachable")
+    assert view.etcd.reason == "connection refused"
+    row = next(row for row in view.members if row.member.id == "n2")
+    assert row.reason == "etcd cannot be reached; its last word stands; it cannot be reached from here"
+    assert row.etcd_since_s == 3, "since it became unreachable"
+    assert registry.row("n2", 4).etcd_since_s == 3
+
+
+def static() -> StaticMembership:
+    membership = StaticMembership(SETTINGS, OWN)
+    assert membership.start(at(0)) == [ProbeIdentity("h:1"), ProbeIdentity("h:2")]
+    return membership
+
+
+def test_a_static_ring_is_this_node_and_whoever_answered():
+    membership = static()
+    reconciler = Reconciler(replace(SETTINGS, etcd=()), None, membership)
+    membership.on_probed(IdentityProbed("h:1", member("n2")), at(1))
+    assert membership.missing == ("h:2",)
+    membership.on_probed(IdentityProbed("h:2", OWN), at(1))
+    assert membership.missing == (), "its own address may be in the list"
+    view, _ = reconciler.reconcile({"n2": False}, at(2))
+    assert (view.owners, view.authority) == (("n1", "n2"), "static")
+    assert view.members[1].reason == "listed by --join; no etcd is configured; it cannot be reached from here"
+
+
+def test_an_address_where_nobody_answers_is_asked_again_with_growing_pauses():
+    membership = static()
+    pauses = []
+    now_s = 0.0
+    for _ in range(8):
+        membership.on_probed(IdentityProbed("h:1", None, "refused"), at(now_s))
+        pauses.append(membership.deadline() - now_s)
+        now_s = membership.deadline()
+        assert membership.poll(at(now_s)) == [ProbeIdentity("h:1")]
+    assert pauses[:3] == pytest.approx([0.1, 0.2, 0.4])
+    assert pauses[-1] == pytest.approx(1.0)
+
+
+def test_of_two_static_processes_with_one_id_the_newcomer_stops():
+    assert static().on_probed(IdentityProbed("h:1", member("n1", epoch=99)), at(1)) == []
+    [stop] = static().on_probed(IdentityProbed("h:1", member("n1", epoch=1)), at(1))
+    assert isinstance(stop, Stop)
+    assert "another live process has the id n1" in stop.reason
