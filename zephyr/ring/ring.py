@@ -26,11 +26,12 @@ Any change of the placement is a new `zephyr.config.HASH_VERSION`.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from array import array
 from binascii import crc_hqx
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -48,6 +49,8 @@ STEP_TOKENS_MAX = 4096
 """Tokens that one step of a builder makes of several runs: about 1.5 ms to hash and sort."""
 RUN_TOKENS_MAX = 8192
 """Tokens in a run, which is made in one step: about 3 ms. Members of more tokens are kept as several runs."""
+NUMBERS_CACHED_MAX = 8
+"""Ranges of token numbers kept in writing: members of one weight share theirs. 0.4 MiB each at most."""
 SEGMENT_SLOTS_MAX = 64
 """Slots filled together. More share the work of merging better, but make a first lookup wait longer."""
 SEGMENT_TOKENS_MAX = 1024
@@ -71,6 +74,7 @@ _SLOT_BITS = 14
 _SLOT_SHIFT = _TOKEN_BITS - _SLOT_BITS
 _RANK_BITS = 8
 _RANK_MASK = (1 << _RANK_BITS) - 1
+_SLOT_STEP = 1 << (_SLOT_SHIFT + _RANK_BITS)
 assert 1 << _SLOT_BITS == SLOTS
 assert 1 << _RANK_BITS >= MEMBERS_MAX
 
@@ -125,7 +129,7 @@ class _Table:
 
     __slots__ = (
         "__weakref__", "_ids", "_known", "_owners_per_slot", "_runs", "_segment_slots", "_zones", "_zones_wanted",
-        "owned_slots", "owners", "primary_slots", "slice_slots", "unfilled",
+        "owners", "slice_slots", "unfilled",
     )  # fmt: skip
 
     def __init__(self, placement: _Placement, runs: list[_Run]) -> None:
@@ -143,10 +147,6 @@ class _Table:
         self.owners: list[Owners | None] = [None if members else ()] * SLOTS
         """By slot; None where not filled yet."""
         self.unfilled = SLOTS if members else 0
-        self.primary_slots = [0] * len(members)
-        """By rank: filled slots whose primary the member is."""
-        self.owned_slots = [0] * len(members)
-        """By rank: filled slots of which the member is any owner."""
 
     def fill(self, start: int, stop: int) -> None:
         """Fill the segments that hold the slots from `start` until before `stop`, as far as they are not."""
@@ -164,13 +164,15 @@ class _Table:
         tokens = _merge(self._runs, _midpoint(first), _midpoint(stop))
         ranks = bytes([token & _RANK_MASK for token in tokens])
         position = 0
+        midpoint = _midpoint(first) << _RANK_BITS
         for slot in range(first, stop):
-            position = bisect_left(tokens, _midpoint(slot) << _RANK_BITS, position)
-            chosen = _choose(ranks[position:], self._zones, self._zones_wanted, self._owners_per_slot)
+            position = bisect_left(tokens, midpoint, position)
+            midpoint += _SLOT_STEP
+            if self._zones_wanted == 1:
+                chosen = _first_distinct(ranks[position:], self._owners_per_slot)
+            else:
+                chosen = _choose(ranks[position:], self._zones, self._zones_wanted, self._owners_per_slot)
             self.owners[slot] = self._known.get(chosen) or self._name(chosen)
-            self.primary_slots[chosen[0]] += 1
-            for rank in chosen:
-                self.owned_slots[rank] += 1
         self.unfilled -= self._segment_slots
 
     def _name(self, chosen: bytes) -> Owners:
@@ -242,10 +244,13 @@ class Ring:
 
         Fills what is left of the table: where that must not take long, `fill` it in slices first.
         """
-        table = self._table
-        table.fill(0, SLOTS)
-        counts = zip(self.members, table.primary_slots, table.owned_slots, strict=True)
-        return {member.id: (primary / SLOTS, owned / SLOTS) for member, primary, owned in counts}
+        self._table.fill(0, SLOTS)
+        filled = [owners for owners in self._owners if owners]
+        primary_slots = Counter([owners[0] for owners in filled])
+        owned_slots = Counter(itertools.chain.from_iterable(filled))
+        return {
+            member.id: (primary_slots[member.id] / SLOTS, owned_slots[member.id] / SLOTS) for member in self.members
+        }
 
 
 class RingBuilder:
@@ -358,7 +363,13 @@ def _sorted_tokens(member_id: NodeId, start: int, stop: int) -> Sequence[int]:
 def _tokens(member_id: NodeId, start: int, stop: int) -> list[int]:
     """Hash `id#number` to 64 bits: the first half of mmh3's 128-bit x64 digest, seed 0."""
     prefix = f"{member_id}#".encode()
-    return [mmh3_x64_128_utupledigest(b"%b%d" % (prefix, number))[0] for number in range(start, stop)]
+    return [mmh3_x64_128_utupledigest(prefix + number)[0] for number in _numbers(start, stop)]
+
+
+@functools.lru_cache(maxsize=NUMBERS_CACHED_MAX)
+def _numbers(start: int, stop: int) -> tuple[bytes, ...]:
+    """Write the numbers of tokens in decimal, once for all members that have them."""
+    return tuple(b"%d" % number for number in range(start, stop))
 
 
 def _segment_slots(tokens: int) -> int:
@@ -394,6 +405,17 @@ def _merge(runs: list[_Run], low: int, high: int) -> list[int]:
     merged += [tokens[0] + _CIRCLE << _RANK_BITS | rank for rank, tokens in runs if tokens[-1] < high]
     merged.sort()
     return merged
+
+
+def _first_distinct(ranks: bytes, owners_wanted: int) -> bytes:
+    """Choose the owners of a slot where all members are of one zone: what `_choose` would, in a third of its time."""
+    chosen: list[int] = []
+    for rank in ranks:
+        if rank not in chosen:
+            chosen.append(rank)
+            if len(chosen) == owners_wanted:
+                break
+    return bytes(chosen)
 
 
 def _choose(ranks: bytes, zones: bytes, zones_wanted: int, owners_wanted: int) -> bytes:
