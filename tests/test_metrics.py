@@ -28,6 +28,7 @@ from zephyr.metrics import (
 )
 from zephyr.model import Authority, Instant, Member, WriteRequest
 from zephyr.node import Node
+from zephyr.peer.tcp import PeerCounters
 
 NOW = Instant(1000.0, 1_700_000_000_000)
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -149,6 +150,17 @@ def test_connections_and_peers_are_read_when_asked():
     assert found['zephyr_connections_closed_total{cause="idle"}'] == 2
     results["ok"] = 4
     assert samples(metrics)['zephyr_peer_requests_total{result="ok"}'] == 4
+
+
+def test_what_the_peer_protocol_counts_is_told_apart():
+    metrics, counters = Metrics(), PeerCounters(requests_served=5, connections_up=2, bytes_sent=99)
+    counters.wire_errors["shape"] += 1
+    metrics.peer_totals = counters.totals
+    found = samples(metrics)
+    assert found['zephyr_peer_served_total{result="ok"}'] == 5
+    assert found['zephyr_peer_connections_total{event="up"}'] == 2
+    assert found['zephyr_peer_bytes_total{direction="sent"}'] == 99
+    assert found['zephyr_peer_wire_errors_total{cause="shape"}'] == 1
 
 
 # --- the node -------------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ class Metrics(Collector):
         self.now: Callable[[], Instant] | None = None
         self.peer_results: Callable[[], Mapping[str, int]] | None = None
         """Requests sent to peers that are over, by result: `ok`, or why there was no answer."""
+        self.peer_totals: Callable[[], Mapping[str, Mapping[str, int]]] | None = None
+        """What else the peer protocol counts: `served`, `connections`, `bytes`, `wire_errors`, each by its label."""
         self.connections: Callable[[], int] | None = None
         """Clients' connections that are open."""
         self.hits = 0
@@ -118,6 +120,8 @@ class Metrics(Collector):
         if self.peer_results is not None:
             text = "Requests to peers, by result: ok, or why there was no answer."
             yield _labelled(CounterMetricFamily, "zephyr_peer_requests", text, "result", self.peer_results())
+        if self.peer_totals is not None:
+            yield from _peer_totals(self.peer_totals())
         lag_s = self.event_loop_lag_s
         if lag_s is not None:
             text = "Worst lag of the event loop in the last ten seconds."
@@ -172,6 +176,16 @@ class Metrics(Collector):
         yield CounterMetricFamily("zephyr_not_owner", text, value=coordinator.not_owner_count)
         text = "Peers' writes refused because their stamp is too far ahead of this clock."
         yield CounterMetricFamily("zephyr_refused_stamps", text, value=coordinator.refused_stamp_count)
+
+
+def _peer_totals(totals: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
+    for kind, label, text in (
+        ("served", "result", "Requests of peers: answered, or too late when they could be."),
+        ("connections", "event", "Connections between nodes: links made, peers taken, either turned away or cut."),
+        ("bytes", "direction", "Bytes between nodes."),
+        ("wire_errors", "cause", "Connections dropped over bytes that break the peer protocol."),
+    ):
+        yield _labelled(CounterMetricFamily, f"zephyr_peer_{kind}", text, label, totals[kind])
 
 
 def _labelled(

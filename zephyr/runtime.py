@@ -140,6 +140,7 @@ class Runtime:
         stack.push_async_callback(self.api.close)
         self.node = Node(settings, self._announcement(), self._rng, now())
         self.metrics.peer_results = self.peers.counters.results
+        self.metrics.peer_totals = self.peers.counters.totals
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if settings.etcd:
             keyspace = Keyspace(settings.cluster)

@@ -129,6 +129,20 @@ class PeerCounters:
         """Return the requests that are over, by result: `ok` (answered), or the cause of having no answer."""
         return {"ok": self.replies, **self.failed}
 
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Return what else was counted: by kind of count, then by what it tells apart."""
+        return {
+            "served": {"ok": self.requests_served, "expired": self.requests_expired},
+            "connections": {
+                "up": self.connections_up,
+                "served": self.connections_served,
+                "refused": self.connections_refused,
+                "stalled": self.connections_stalled,
+            },
+            "bytes": {"sent": self.bytes_sent, "received": self.bytes_received},
+            "wire_errors": dict(self.wire_errors),
+        }
+
 
 class Shared:
     """What all connections of one transport have in common."""

@@ -30,8 +30,6 @@ from zephyr.errors import ConfigError
 from zephyr.events import SendPeer
 from zephyr.model import Address, Member, NodeId
 from zephyr.peer.connection import (
-    CONNECT_TIMEOUT_S,
-    HELLO_TIMEOUT_S,
     SERVED_CONNECTIONS_MAX,
     PeerCounters,
     PeerHost,
@@ -45,7 +43,6 @@ from zephyr.peer.link import Link
 
 __all__ = ["PeerCounters", "PeerHost", "PeerTransport"]
 
-PROBE_TIMEOUT_S = CONNECT_TIMEOUT_S + HELLO_TIMEOUT_S
 SWEEP_INTERVAL_S = 1.0
 """How often calls past their deadline are forgotten and idle links closed."""
 ACCEPT_TURNS = 4
@@ -152,7 +149,7 @@ class PeerTransport:
             self._shared.refuse(effect.call_id, "no-peer", f"{effect.node_id} is no peer of this node")
 
     def probe(self, address: Address) -> None:
-        """Ask who is at a peer address, and hang up. `probed` tells, within `PROBE_TIMEOUT_S`."""
+        """Ask who is at a peer address, and hang up. `probed` tells, after a connection's two time-outs at most."""
         shared = self._shared
         if shared.stopping or len(self._probing) >= PROBES_MAX:
             reason = "this node is stopping" if shared.stopping else f"{PROBES_MAX} probes are under way"

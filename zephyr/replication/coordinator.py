@@ -92,7 +92,6 @@ class Coordinator:
         self._deadlines: deque[tuple[float, int]] = deque()
         self._deadlines_own: list[tuple[float, int]] = []
         self._parked: deque[tuple[float, int]] = deque()
-        self._quorums: dict[str | None, int] = {}
 
     @property
     def requests_in_flight(self) -> int:
