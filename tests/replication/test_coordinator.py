@@ -178,6 +178,20 @@ def test_clients_own_timeouts_end_in_their_order():
     assert coordinator.deadline() == float("inf")
 
 
+@pytest.mark.parametrize("timeout_s", [None, 60.0])
+def test_deadlines_of_finished_requests_do_not_pile_up(timeout_s, monkeypatch):
+    monkeypatch.setattr(module, "DEADLINES_SPARE", 10)
+    coordinator = build("n1", "n2", "n3")
+    for _ in range(200):
+        pending = coordinator.begin_read(ReadRequest(b"key", timeout_s=timeout_s), at(1))
+        [call] = sends(pending.effects)
+        completed(coordinator.replied(call.call_id, Status.OK, (None,), at(1.1)))
+    assert len(coordinator._deadlines) + len(coordinator._deadlines_own) <= 12
+    still_open = coordinator.begin_read(ReadRequest(b"key", timeout_s=timeout_s), at(1))
+    [effect] = coordinator.poll(at(coordinator.deadline()))
+    assert effect.request_id == still_open.request_id
+
+
 def test_a_write_overtaken_by_a_newer_one_is_stamped_above_it():
     coordinator = build("n1", "n2", "n3")
     pending = coordinator.begin_write(WriteRequest(b"key", b"mine"), at(1))

@@ -37,6 +37,8 @@ from zephyr.store.store import Store
 
 REQUESTS_MAX = 10_000
 """Client requests in flight; one more is refused as overload. One a connection, at `connections_max`."""
+DEADLINES_SPARE = 1024
+"""Deadlines of finished requests that are kept before they are looked for: one look in so many requests."""
 NOT_OWNER_PAUSE_S = 0.25
 """Longest wait for the ring to change here after a peer's *not owner*: a watch event is ms away."""
 
@@ -103,6 +105,8 @@ class Coordinator:
         for call_id, running in self._calls.items():
             assert self._requests.get(running.request_id) is running
             assert call_id in running.call_ids
+        lines = len(self._deadlines), len(self._deadlines_own)
+        assert max(lines) <= 2 * REQUESTS_MAX + DEADLINES_SPARE, "deadlines of finished requests pile up"
         for running in self._requests.values():
             assert running.parked or running.call_ids, "a request in flight waits for something"
 
@@ -199,6 +203,7 @@ class Coordinator:
             self._deadlines.append((running.deadline_s, running.request_id))
         else:
             heapq.heappush(self._deadlines_own, (running.deadline_s, running.request_id))
+        self._drop_finished_deadlines()
         return Pending(running.request_id, effects)
 
     def _refusal(self, owners: tuple[NodeId, ...], need: int) -> Outcome | None:
@@ -398,6 +403,15 @@ class Coordinator:
         while self._parked and not self._is_parked(self._parked[0][1]):
             self._parked.popleft()
         return min(line[0][0] if line else inf for line in (self._deadlines, self._deadlines_own, self._parked))
+
+    def _drop_finished_deadlines(self) -> None:
+        """Keep the lines in proportion to the requests in flight: behind a long time-out the finished ones pile up."""
+        bound = 2 * len(self._requests) + DEADLINES_SPARE
+        if len(self._deadlines) > bound:
+            self._deadlines = deque([entry for entry in self._deadlines if entry[1] in self._requests])
+        if len(self._deadlines_own) > bound:
+            self._deadlines_own = [entry for entry in self._deadlines_own if entry[1] in self._requests]
+            heapq.heapify(self._deadlines_own)
 
     def _is_parked(self, request_id: int) -> bool:
         running = self._requests.get(request_id)
