@@ -1,3 +1,4 @@
+# ruff: noqa: INP001  # a script of the image, in no package
 """Ask this container's node for a page, and exit 0 when it answers 200.
 
 `healthcheck.py /healthz` or `/readyz`. Ten containers start this every few seconds, so it imports nothing
