@@ -109,9 +109,11 @@ class ComposeCluster:
 
     async def nodes(self) -> list[Container]:
         """Return the running nodes by their numbers."""
-        ids = (await self.compose("ps", "-q", "node")).split()
-        containers = []
-        for found in json.loads(await run("docker", "inspect", *ids)):
+        label = "label=com.docker.compose"
+        of_ours = ("--filter", f"{label}.project={self.project}", "--filter", f"{label}.service=node")
+        ids = (await run("docker", "ps", "--quiet", *of_ours)).split()
+        containers: list[Container] = []
+        for found in json.loads(await run("docker", "inspect", *ids) if ids else "[]"):
             ports = found["NetworkSettings"]["Ports"].get("8080/tcp")
             if found["State"]["Running"] and ports:
                 number = int(found["Config"]["Labels"]["com.docker.compose.container-number"])
