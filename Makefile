@@ -6,13 +6,15 @@ INSTALLED := $(VENV)/.installed
 SEEDS ?= 500
 NODES ?= 5
 
-.PHONY: help demo test check simulate clean
+.PHONY: help demo test check simulate chaos containers images clean
 
 help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
 	@echo "make test      all tests"
 	@echo "make check     ruff, mypy --strict, import contracts"
 	@echo "make simulate  random runs in virtual time: SEEDS=$(SEEDS) NODES=$(NODES)"
+	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
+	@echo "make images    the container images of deploy/, by stand-ins where no registry can be reached"
 	@echo "make clean     remove what the targets made"
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -34,6 +36,15 @@ check: $(INSTALLED)
 
 simulate: $(INSTALLED)
 	$(BIN)/python -m chaos.simulate --seeds $(SEEDS) --nodes $(NODES)
+
+chaos: $(INSTALLED) containers
+	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+containers: $(INSTALLED) images
+	$(BIN)/python -m pytest -m containers $(ARGS) tests/containers
+
+images:
+	deploy/images.sh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
