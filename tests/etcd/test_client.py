@@ -43,7 +43,7 @@ class Dialogue:
 
     def __init__(self, *endpoints: str, **settings: object):
         self.events: asyncio.Queue = asyncio.Queue()
-        changed = replace(Settings(id="n1", etcd=endpoints, etcd_timeout=1.0), **settings)
+        changed = replace(Settings(id="n1", etcd=endpoints, etcd_timeout=2.0), **settings)
         self.client = EtcdClient(changed, KEYS.range_start, KEYS.range_end, self.events.put_nowait, random.Random(1))
 
     async def next(self, kind: type, timeout_s: float = 10):

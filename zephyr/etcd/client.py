@@ -62,6 +62,8 @@ MESSAGE_BYTES_MAX = 32 << 20
 CALLS_MAX = 64
 """Calls under way; the core has at most one of each kind."""
 RECONNECT_FIRST_MS = 100
+CONNECT_TIME_MS = 1000
+"""Least time that an attempt to connect is given (gRPC calls it the least back-off): a busy machine needs some."""
 RECONNECT_MAX_MS = 1000
 """gRPC's own back-off is 120 s at most, which left a client deaf for 12 s after a minute's outage."""
 PING_PERIOD_MS = 5000
@@ -77,7 +79,7 @@ _ELSEWHERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _UNCERTAIN = (*_ELSEWHERE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
-    ("grpc.min_reconnect_backoff_ms", RECONNECT_FIRST_MS),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_TIME_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
     ("grpc.keepalive_time_ms", PING_PERIOD_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
