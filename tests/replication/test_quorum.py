@@ -66,9 +66,9 @@ def test_a_read_that_runs_out_of_owners_says_why():
 def test_a_write_is_done_at_its_quorum():
     write = QuorumWrite(OWNERS, 2)
     assert write.begin(version(5)) == OWNERS
-    write.on_reply(applied=True, existed=False, newest=version(5))
+    write.on_reply("n1", applied=True, existed=False, newest=version(5))
     assert write.outcome() is None
-    write.on_reply(applied=True, existed=True, newest=version(5))
+    write.on_reply("n1", applied=True, existed=True, newest=version(5))
     outcome = write.outcome()
     assert outcome.failure is None
     assert outcome.existed
@@ -95,11 +95,11 @@ def test_a_write_that_nobody_can_have_applied_is_unavailable_and_otherwise_unkno
 def test_a_write_overtaken_by_a_newer_version_is_to_be_stamped_above_it():
     write = QuorumWrite(OWNERS, 2)
     write.begin(version(5))
-    write.on_reply(applied=False, existed=True, newest=version(9))
+    write.on_reply("n1", applied=False, existed=True, newest=version(9))
     assert write.overtaken() == version(9)
     assert write.begin(version(10)) == OWNERS
-    write.on_reply(applied=True, existed=True, newest=version(10))
-    write.on_reply(applied=True, existed=True, newest=version(10))
+    write.on_reply("n1", applied=True, existed=True, newest=version(10))
+    write.on_reply("n1", applied=True, existed=True, newest=version(10))
     assert write.outcome().version == version(10)
 
 
@@ -107,10 +107,10 @@ def test_a_write_gives_up_racing_after_a_bounded_number_of_stamps():
     write = QuorumWrite(OWNERS, 1)
     for number in range(RESTAMPS_MAX):
         write.begin(version(number))
-        write.on_reply(applied=False, existed=True, newest=version(100 + number))
+        write.on_reply("n1", applied=False, existed=True, newest=version(100 + number))
         assert write.overtaken() is not None
     write.begin(version(50))
-    write.on_reply(applied=False, existed=True, newest=version(200))
+    write.on_reply("n1", applied=False, existed=True, newest=version(200))
     assert write.overtaken() is None
     assert write.outcome().failure is None
 
@@ -135,7 +135,7 @@ def test_a_write_succeeds_exactly_when_its_quorum_acknowledged(need: int, replie
     write.begin(version(5))
     for reply in replies:
         if reply == "ack":
-            write.on_reply(applied=True, existed=False, newest=version(5))
+            write.on_reply("n1", applied=True, existed=False, newest=version(5))
         else:
             write.on_failure(reply, uncertain=reply == "lost")
     outcome = write.outcome()
@@ -145,3 +145,16 @@ def test_a_write_succeeds_exactly_when_its_quorum_acknowledged(need: int, replie
         assert outcome.failure is Failure.UNAVAILABLE
     else:
         assert outcome.failure is Failure.UNKNOWN
+
+
+def test_what_an_earlier_round_wrote_does_not_count_as_having_existed():
+    write = QuorumWrite(OWNERS, 2)
+    write.begin(version(5))
+    write.on_reply("n1", applied=True, existed=False, newest=version(5))
+    again = QuorumWrite(("n1", "n2", "n4"), 2, write)
+    again.begin(version(6))
+    again.on_reply("n1", applied=True, existed=True, newest=version(6))
+    again.on_reply("n2", applied=True, existed=True, newest=version(6))
+    assert not again.outcome().existed
+    again.on_reply("n4", applied=True, existed=True, newest=version(6))
+    assert again.outcome().existed, "no earlier round went there"

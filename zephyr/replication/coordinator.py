@@ -225,7 +225,9 @@ class Coordinator:
         if type(running.request) is ReadRequest:
             running.machine = QuorumRead(self._preferred(owners), need)
             return self._ask(running, running.machine, now)
-        running.machine = QuorumWrite(owners, need)
+        earlier = running.machine
+        assert not isinstance(earlier, QuorumRead)
+        running.machine = QuorumWrite(owners, need, earlier)
         return self._send_write(running, running.machine, now)
 
     def _preferred(self, owners: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
@@ -274,7 +276,7 @@ class Coordinator:
         if applied.too_large:
             machine.refuse(Failure.TOO_LARGE, "the item is larger than the memory bound")
         else:
-            machine.on_reply(applied=applied.applied, existed=applied.existed, newest=applied.newest)
+            machine.on_reply(self._id, applied=applied.applied, existed=applied.existed, newest=applied.newest)
 
     def _call(self, running: _Running, node_id: NodeId, operation: Operation, arguments: tuple[Any, ...]) -> SendPeer:
         self._last_id += 1
@@ -483,7 +485,7 @@ _FAILURES: dict[int, Failure] = {
 def _take_write_reply(machine: QuorumWrite, node_id: NodeId, status: int, payload: tuple[Any, ...]) -> None:
     match payload:
         case (bool(applied), bool(existed), bytes(newest)) if status == Status.OK:
-            machine.on_reply(applied=applied, existed=existed, newest=newest)
+            machine.on_reply(node_id, applied=applied, existed=existed, newest=newest)
         case _:
             failure = _FAILURES.get(status, Failure.UNAVAILABLE)
             reason = f"{node_id} answered {_status_name(status)}"

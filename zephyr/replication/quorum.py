@@ -79,15 +79,18 @@ class QuorumWrite:
 
     __slots__ = (
         "_failure", "_overtaken_by", "_reason", "_refusal", "_restamps", "_uncertain",
-        "answered", "existed", "need", "owners", "version", "waiting",
+        "answered", "existed", "need", "owners", "version", "waiting", "written",
     )  # fmt: skip
 
-    def __init__(self, owners: tuple[NodeId, ...], need: int) -> None:
+    def __init__(self, owners: tuple[NodeId, ...], need: int, earlier: QuorumWrite | None = None) -> None:
+        """`earlier`: the machine of the same write before the ring changed, if it was started once already."""
         assert 1 <= need <= len(owners)
         self.owners = owners
         self.need = need
         self.version: Version = b""
-        self.existed = False
+        self.existed: bool = earlier.existed if earlier is not None else False
+        self.written: tuple[NodeId, ...] = earlier.written + earlier.owners if earlier is not None else ()
+        """Owners to which an earlier round went."""
         self.answered = 0
         self.waiting = 0
         self._uncertain = False
@@ -102,17 +105,22 @@ class QuorumWrite:
 
         Earlier replies no longer count.
         """
+        if self.version:
+            self.written += self.owners
         self.version = version
         self.answered = 0
         self.waiting = len(self.owners)
         self._overtaken_by = b""
         return self.owners
 
-    def on_reply(self, *, applied: bool, existed: bool, newest: Version) -> None:
-        """An owner has the record, or something newer."""
+    def on_reply(self, node_id: NodeId, *, applied: bool, existed: bool, newest: Version) -> None:
+        """An owner has the record, or something newer.
+
+        What `existed` at an owner that an earlier round went to may be what that round wrote, and tells nothing.
+        """
         self.waiting -= 1
         self.answered += 1
-        self.existed = self.existed or (existed and self._restamps == 0)
+        self.existed = self.existed or (existed and node_id not in self.written)
         if not applied and newest > self.version:
             self._overtaken_by = max(self._overtaken_by, newest)
 
