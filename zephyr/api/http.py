@@ -350,10 +350,8 @@ class _Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._link = cast("asyncio.Transport", transport)
-        # An answer counts as taken when the kernel has all of it; only of a small one may a rest stay behind, which
-        # the limit of idle connections bounds. With a limit of 0 every answer is a write of its own inside the
-        # handler, and none of them leaves at the turn of the loop: a tenth of what a small GET costs.
-        self._link.set_write_buffer_limits(high=JOINED_BODY_BYTES_MAX, low=0)
+        # An answer counts as taken when the kernel has all of it: then nothing is left to be flushed at a close.
+        self._link.set_write_buffer_limits(high=0)
         self._guard.admit(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
