@@ -6,13 +6,14 @@ INSTALLED := $(VENV)/.installed
 SEEDS ?= 500
 NODES ?= 5
 
-.PHONY: help demo test check simulate clean
+.PHONY: help demo test check simulate bench clean
 
 help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
 	@echo "make test      all tests"
 	@echo "make check     ruff, mypy --strict, import contracts"
 	@echo "make simulate  random runs in virtual time: SEEDS=$(SEEDS) NODES=$(NODES)"
+	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,store-put for some rows; needs wrk"
 	@echo "make clean     remove what the targets made"
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -34,6 +35,9 @@ check: $(INSTALLED)
 
 simulate: $(INSTALLED)
 	$(BIN)/python -m chaos.simulate --seeds $(SEEDS) --nodes $(NODES)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m bench $(if $(ONLY),--only "$(ONLY)") $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

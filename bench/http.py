@@ -10,10 +10,13 @@ import functools
 
 from bench.keys import key_of
 from bench.load import Keys, Load, Server, cores, free_port, send
-from bench.rows import ROUNDS, Measured, median, row, rounded
+from bench.rows import ROUNDS, Measured, median, rounded, row
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 
 KEYS = 10_000
+LOCAL_ROUNDS = 11
+"""Many short rounds, each in another order: a disturbance hits one of them, not one server."""
+LOCAL_LOAD_S = 1.0
 GROWTH_KEYS = (10_000, 100_000, 1_000_000, 5_000_000)
 GROWTH_KEYS_ASKED = 100_000
 GROWTH_LOAD_S = 1.5
@@ -50,9 +53,11 @@ def _local(method: str) -> dict[str, list[Load]]:
     for server in servers.values():
         send(server, method, keys, duration_s=1)
     loads: dict[str, list[Load]] = {kind: [] for kind in servers}
-    for _ in range(ROUNDS):
-        for kind, server in servers.items():
-            loads[kind].append(send(server, method, keys))
+    order = list(servers.items())
+    for _ in range(LOCAL_ROUNDS):
+        order = order[1:] + order[:1]
+        for kind, server in order:
+            loads[kind].append(send(server, method, keys, duration_s=LOCAL_LOAD_S))
     return loads
 
 
@@ -136,11 +141,11 @@ def http_get_remote() -> Measured:
         send(nodes["a"], "GET", keys, duration_s=1)
     loads: dict[str, list[Load]] = {"local": [], "remote": []}
     owner_cpu_us = []
-    for _ in range(ROUNDS):
-        loads["local"].append(send(nodes["a"], "GET", local))
+    for _ in range(LOCAL_ROUNDS):
+        loads["local"].append(send(nodes["a"], "GET", local, duration_s=LOCAL_LOAD_S))
         owner_cpu_s = nodes["b"].cpu_s()
-        load = send(nodes["a"], "GET", remote)
-        owner_cpu_us.append((nodes["b"].cpu_s() - owner_cpu_s) / (load.per_s * 2) * 1e6)
+        load = send(nodes["a"], "GET", remote, duration_s=LOCAL_LOAD_S)
+        owner_cpu_us.append((nodes["b"].cpu_s() - owner_cpu_s) / (load.per_s * LOCAL_LOAD_S) * 1e6)
         loads["remote"].append(load)
     for node in nodes.values():
         node.stop()

@@ -22,7 +22,6 @@ from bench.keys import VALUE_BYTES
 from bench.rows import NotMeasurableError
 
 CONNECTIONS = 50
-LOAD_S = 2.0
 START_MAX_S = 90.0
 """Longest wait for a server: one that fills itself with 5M keys takes half a minute on a busy machine."""
 LAG_MAX_S = 5.0
@@ -113,7 +112,7 @@ class Keys:
         self.path = self._file.name
 
 
-def send(server: Server, method: str, keys: Keys, *, duration_s: float = LOAD_S) -> Load:
+def send(server: Server, method: str, keys: Keys, *, duration_s: float) -> Load:
     """Load a server as fast as it answers. Every answer must be a success."""
     wrk, taskset = shutil.which("wrk"), shutil.which("taskset")
     if wrk is None or taskset is None:

@@ -100,7 +100,7 @@ def update_document(findings: list[Finding], path: Path) -> None:
     where = machine()
     seconds = sum(finding.seconds for finding in findings)
     lines = [
-        f"{where['time']}, {where['cpu']}, Python {where['python']}, all rows in one run of {seconds / 60:.0f} minutes.",
+        f"{where['time']}, {where['cpu']}, Python {where['python']}, one run of {seconds / 60:.0f} minutes.",
         "",
         "| " + " | ".join(_COLUMNS) + " |",
         "|" + "---|" * len(_COLUMNS),

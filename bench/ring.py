@@ -8,7 +8,7 @@ import time
 import mmh3
 
 from bench.keys import key_of
-from bench.rows import ROUNDS, Measured, median, row, rounded
+from bench.rows import ROUNDS, Measured, median, rounded, row
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 
 MEMBERS = 10

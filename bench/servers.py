@@ -125,7 +125,7 @@ async def _serve_dict(kind: str, port: int, fill: int, state: Path) -> None:
 @click.option("--fill", type=int, default=0)
 @click.option("--memory-mib", type=int, default=256)
 @click.option("--state", type=click.Path(path_type=Path), required=True)
-def main(kind: str, port: int, peer: int, node_id: str, join: str, fill: int, memory_mib: int, state: Path) -> None:
+def main(kind: str, port: int, *, peer: int, node_id: str, join: str, fill: int, memory_mib: int, state: Path) -> None:
     """Run one server until it is killed."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if kind != "node":
