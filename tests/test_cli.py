@@ -12,9 +12,9 @@ import threading
 from collections import deque
 
 import pytest
-from zephyr.cli import main
 
 from zephyr import __version__
+from zephyr.cli import main
 
 VIEWS = {
     "node": "n1",

@@ -8,8 +8,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zephyr.cli import main
 
+from zephyr.cli import main
 from zephyr.config import (
     DEFAULTS,
     SPECS,

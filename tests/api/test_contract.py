@@ -9,7 +9,6 @@ from urllib.parse import quote_from_bytes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from zephyr.api import contract
 from zephyr.api.contract import Contract, RefusedError, Response, Target, parse_key, parse_target
 from zephyr.config import Settings
