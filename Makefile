@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEEDS ?= 500
 NODES ?= 5
 
-.PHONY: help demo test check simulate chaos containers images clean
+.PHONY: help demo test check simulate chaos containers images bench clean
 
 help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
@@ -15,6 +15,7 @@ help:
 	@echo "make simulate  random runs in virtual time: SEEDS=$(SEEDS) NODES=$(NODES)"
 	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
 	@echo "make images    the container images of deploy/, by stand-ins where no registry can be reached"
+	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,store-put for some rows; needs wrk"
 	@echo "make clean     remove what the targets made"
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -45,6 +46,9 @@ containers: $(INSTALLED) images
 
 images:
 	deploy/images.sh
+
+bench: $(INSTALLED)
+	$(BIN)/python -m bench $(if $(ONLY),--only "$(ONLY)") $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

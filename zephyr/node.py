@@ -55,7 +55,9 @@ SLICE_KEYS = 500
 """Keys handled by one slice of long work: well under 5 ms."""
 SLICE_SLOTS = 1024
 """Slots looked at by one slice of long work."""
-EXPIRY_PAUSE_S = 0.01
+EXPIRY_SLICE_KEYS = 200
+"""Keys expired by one slice: each costs 6 us, 12 where the machine is busy, and far more memory than cache."""
+EXPIRY_PAUSE_S = 0.004
 """Time between two slices of active expiry while there is more to expire: 50,000 keys a second at most."""
 EXPIRY_PERIOD_S = 1.0
 """Time between two looks for expired entries: reads never see one anyway, but its memory is wanted."""
@@ -293,7 +295,7 @@ class Node:
         if now.monotonic_s < self._expire_at_s:
             return
         unix_ms = self.clock.now_unix_ms(now.unix_ms)
-        self.store.expire(unix_ms, SLICE_KEYS)
+        self.store.expire(unix_ms, EXPIRY_SLICE_KEYS)
         due_unix_ms = self.store.next_expiry_unix_ms()
         more = due_unix_ms is not None and due_unix_ms <= unix_ms
         self._expire_at_s = now.monotonic_s + (EXPIRY_PAUSE_S if more else EXPIRY_PERIOD_S)

@@ -6,7 +6,13 @@ from collections import OrderedDict
 import pytest
 
 from zephyr.store import eviction
-from zephyr.store.eviction import LeastRecentlyUsed, Sieve, make_eviction
+from zephyr.store.eviction import (
+    VISITED_BITS_FIRST,
+    VISITED_BITS_PER_KEY,
+    LeastRecentlyUsed,
+    Sieve,
+    make_eviction,
+)
 
 
 class PlainSieve:
@@ -143,3 +149,12 @@ def test_a_cold_key_is_the_next_to_go(name):
 @pytest.mark.parametrize("name", ["sieve", "lru"])
 def test_nothing_listed_means_no_victim(name):
     assert make_eviction(name).next_victim() is None
+
+
+def test_sieve_knows_which_keys_are_in_use_when_its_bitmap_has_grown():
+    policy = Sieve()
+    policy.admit(b"first", cold=False)
+    policy.touch(b"first")
+    for number in range(3 * VISITED_BITS_FIRST // VISITED_BITS_PER_KEY):
+        policy.admit(b"%d" % number, cold=False)
+    assert policy.next_victim() == b"0"

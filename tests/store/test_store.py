@@ -15,7 +15,7 @@ from zephyr.store.record import (
     record_value,
     record_version,
 )
-from zephyr.store.store import COLD_FILL_MAX, ENTRY_OVERHEAD_BYTES, TOMBSTONE_OVERHEAD_BYTES, Store
+from zephyr.store.store import COLD_FILL_MAX, ENTRY_OVERHEAD_BYTES, GHOSTS_OF_PART, TOMBSTONE_OVERHEAD_BYTES, Store
 
 START_MS = 1_700_000_000_000
 GRACE_MS = 60_000
@@ -326,4 +326,18 @@ def test_emptied_entries_do_not_pile_up():
         put(store, key, writer.value(START_MS + number), START_MS + number)
         put(store, key, writer.tombstone(START_MS + number), START_MS + number)
     assert store._emptied < 2000
+    store.check_invariants()
+
+
+def test_ghosts_stay_within_their_bound_and_what_is_forgotten_raises_the_floor():
+    store, writer = make(ghosts=3 * GHOSTS_OF_PART), Writer()
+    keys = [b"k%d" % number for number in range(4 * GHOSTS_OF_PART)]
+    for first in range(0, len(keys), 500):
+        for key in keys[first : first + 500]:
+            assert put(store, key, writer.value(START_MS, ttl_ms=1000), START_MS).applied
+        while store.expire(START_MS + 2000, 200):
+            pass
+    assert 2 * GHOSTS_OF_PART < store.ghosts <= 3 * GHOSTS_OF_PART
+    for key in keys:
+        assert store.ghost(key_slot(key), key) or store.floor(key_slot(key)) > VERSION_ZERO
     store.check_invariants()

@@ -253,6 +253,7 @@ def parse_content_type(raw: bytes) -> bytes:
     return raw
 
 
+@functools.lru_cache(maxsize=4096)  # A working set is read far more often than it is written: an hour of seconds.
 def http_date(unix_s: int) -> bytes:
     """Write a moment as HTTP does (IMF-fixdate, RFC 9110, section 5.6.7)."""
     days, second = divmod(unix_s, 86_400)

@@ -17,7 +17,7 @@ SEGMENT_KEYS = 512
 """Keys of one segment of the SIEVE queue: what an insertion or a removal in its middle has to move."""
 VISITED_BITS_FIRST = 1 << 16
 VISITED_BITS_PER_KEY = 8
-"""Less than 1 % of the bits are shared by keys of which one is in use; sharing keeps a key one round longer."""
+"""At least. Less than 1 % of the bits are shared by keys of which one is in use; sharing keeps a key a round longer."""
 
 
 class EvictionPolicy(Protocol):
@@ -85,8 +85,8 @@ class Sieve:
     than LRU" (NSDI 2024).
 
     The bits stand in a bitmap under a hash of the key (never the built-in one, which differs between
-    runs), and are all cleared when the bitmap grows. The queue is a list of short lists, so that nothing
-    in it ever moves more than a segment.
+    runs). A bitmap that doubles is repeated: a key's bit is set in both halves, so none is lost. The queue is
+    a list of short lists, so that nothing in it ever moves more than a segment.
     """
 
     overhead_bytes = 10
@@ -104,8 +104,8 @@ class Sieve:
         """List a key at the queue's new end, or right before the hand."""
         self._listed += 1
         if self._listed * VISITED_BITS_PER_KEY > self._mask:
-            self._mask = 4 * (self._mask + 1) - 1
-            self._visited = bytearray((self._mask + 1) // 8)
+            self._mask = 2 * self._mask + 1
+            self._visited *= 2
         bit = binascii.crc32(key) & self._mask
         self._visited[bit >> 3] &= ~(1 << (bit & 7))
         if cold:
@@ -113,6 +113,7 @@ class Sieve:
             return
         segment = self._segments[-1]
         if len(segment) >= SEGMENT_KEYS:
+            self._segments[-1] = segment[:]  # Without the room to grow.
             segment = []
             self._segments.append(segment)
         segment.append(key)

@@ -37,6 +37,10 @@ VERSION_ZERO: Version = bytes(VERSION_BYTES)
 """Older than every real version."""
 
 
+_PLAIN = bytes(HEADER_BYTES - VERSION_BYTES)
+"""What follows the version of a value that has no deadline and the default content type: most are such."""
+
+
 def node_tag(node_id: NodeId) -> bytes:
     """Return the 8 bytes that stand for a node id in its versions."""
     return mmh3.hash64(node_id.encode(), 0, True, signed=False)[0].to_bytes(8, "big")
@@ -56,9 +60,11 @@ def pack_record(
     tombstone: bool = False,
 ) -> bytes:
     """Pack an entry. `content_type` is at most 255 bytes, `expires_unix_ms` fits 48 bits; 0 means never."""
-    if content_type == DEFAULT_CONTENT_TYPE:
-        content_type = b""
     assert len(version) == VERSION_BYTES
+    if content_type == DEFAULT_CONTENT_TYPE:
+        if not expires_unix_ms and not tombstone:
+            return version + _PLAIN + value
+        content_type = b""
     assert len(content_type) <= CONTENT_TYPE_BYTES_MAX
     return b"".join(
         (

@@ -1,0 +1,1 @@
+"""Measurements, each a ratio against a baseline that was taken in the same run."""

@@ -1,0 +1,143 @@
+"""The processes that the HTTP rows load: a node of the product, and bare aiohttp handlers over a dict.
+
+    python -m bench.servers node --port 8080 --peer 7846 --id a [--join ...] --fill 10000 --state DIRECTORY
+    python -m bench.servers low-level|application --port 8080 --fill 10000 --state DIRECTORY
+
+All run on uvloop, hold the first `--fill` keys before they write `ready` into their state directory, and
+measure how late their event loop wakes a timer. SIGUSR1 writes the lags since the last one to `lag.json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import click
+import uvloop
+from aiohttp import web
+
+from bench.keys import VALUE_BYTES, key_of, value_of
+from zephyr.config import Settings
+from zephyr.ring.ring import key_slot
+from zephyr.runtime import Runtime, configure_logging, now
+from zephyr.store.record import pack_record
+
+LAG_PERIOD_S = 0.005
+FILL_SLICE = 2000
+HEADERS = {
+    "Content-Type": "application/octet-stream",
+    "ETag": '"019a00000000000000000123456789ab"',
+    "Last-Modified": "Sun, 23 Nov 2025 05:06:00 GMT",
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "X-Zephyr-Coordinator": "a",
+    "X-Zephyr-Replicas": "1/1",
+}
+"""What a node sends with a value, ready made; Date and Content-Length are aiohttp's."""
+PUT_HEADERS = {name: HEADERS[name] for name in HEADERS if name.startswith(("ETag", "X-"))}
+
+
+class Lags:
+    """How late timers fire, in this process."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._lags_ms: list[float] = []
+
+    def start(self) -> None:
+        """Measure from now on."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self._write)
+        loop.call_later(LAG_PERIOD_S, self._fired, time.monotonic() + LAG_PERIOD_S)
+
+    def _fired(self, due_s: float) -> None:
+        now_s = time.monotonic()
+        self._lags_ms.append(max(0.0, now_s - due_s) * 1000)
+        asyncio.get_running_loop().call_later(LAG_PERIOD_S, self._fired, now_s + LAG_PERIOD_S)
+
+    def _write(self) -> None:
+        lags_ms, self._lags_ms = self._lags_ms, []
+        whole = self._state / "lag.new"
+        whole.write_text(json.dumps(lags_ms), encoding="utf-8")
+        whole.rename(self._state / "lag.json")
+
+
+async def _serve_node(settings: Settings, fill: int, state: Path) -> int:
+    runtime = Runtime(settings)
+    running = asyncio.create_task(runtime.run())
+    Lags(state).start()
+    while not running.done() and (not hasattr(runtime, "node") or runtime.node.readiness()):  # noqa: ASYNC110  # no event tells
+        await asyncio.sleep(0.02)
+    node = runtime.node
+    for first in range(0, fill, FILL_SLICE):
+        instant = now()
+        for number in range(first, min(first + FILL_SLICE, fill)):
+            key = key_of(number)
+            slot = key_slot(key)
+            if settings.id in node.ring.owners(slot):
+                record = pack_record(node.clock.stamp(instant.unix_ms), value_of(number, VALUE_BYTES))
+                node.store.apply(slot, key, record, instant.unix_ms)
+        await asyncio.sleep(0)
+    (state / "ready").touch()
+    return await running
+
+
+async def _serve_dict(kind: str, port: int, fill: int, state: Path) -> None:
+    values = {f"/kv/{key_of(number).decode()}": value_of(number, VALUE_BYTES) for number in range(fill)}
+
+    async def get(request: web.BaseRequest) -> web.Response:
+        value = values.get(request.path)
+        if value is None:
+            return web.Response(status=404)
+        return web.Response(body=value, headers=HEADERS)
+
+    async def put(request: web.BaseRequest) -> web.Response:
+        status = 204 if request.path in values else 201
+        values[request.path] = await request.read()
+        return web.Response(status=status, headers=PUT_HEADERS)
+
+    async def either(request: web.BaseRequest) -> web.Response:
+        return await (get(request) if request.method == "GET" else put(request))
+
+    if kind == "application":
+        application = web.Application()
+        application.add_routes([web.get("/kv/{key}", get), web.put("/kv/{key}", put)])
+        runner: web.AppRunner | web.ServerRunner = web.AppRunner(application, access_log=None)
+    else:
+        runner = web.ServerRunner(web.Server(either, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    Lags(state).start()
+    (state / "ready").touch()
+    await asyncio.Event().wait()
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["node", "low-level", "application"]))
+@click.option("--port", type=int, required=True)
+@click.option("--peer", type=int, default=0)
+@click.option("--id", "node_id", default="a")
+@click.option("--join", default="")
+@click.option("--fill", type=int, default=0)
+@click.option("--memory-mib", type=int, default=256)
+@click.option("--state", type=click.Path(path_type=Path), required=True)
+def main(kind: str, port: int, *, peer: int, node_id: str, join: str, fill: int, memory_mib: int, state: Path) -> None:
+    """Run one server until it is killed."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if kind != "node":
+            runner.run(_serve_dict(kind, port, fill, state))
+            return
+        settings = Settings(
+            id=node_id, http=f"127.0.0.1:{port}", peer=f"127.0.0.1:{peer}", etcd=(), replicas=1,
+            join=tuple(join.split(",")) if join else (), memory=memory_mib << 20,
+        )  # fmt: skip
+        configure_logging(settings)
+        sys.exit(runner.run(_serve_node(settings, fill, state)))
+
+
+if __name__ == "__main__":
+    main()
