@@ -52,7 +52,7 @@ build_python() {
     certificates="${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}"
     [ -r "$certificates" ] && cp --dereference "$certificates" "$root/etc/ssl/certs/ca-certificates.crt"
     pip_settings >"$root/etc/pip.conf"
-    tar --create --directory "$root" --one-file-system --exclude ./proc/* --exclude ./sys/* --exclude ./dev/* . |
+    tar --create --directory "$root" --one-file-system --exclude './proc/*' --exclude './sys/*' --exclude './dev/*' . |
         docker import --change 'CMD ["python3"]' - "$PYTHON_IMAGE" >/dev/null
 }
 
@@ -71,6 +71,8 @@ build() {
 if [ -n "$fresh" ] || ! exists "$PYTHON_IMAGE"; then build_python; fi
 if [ -n "$fresh" ] || ! exists "$ETCD_IMAGE"; then build "$ETCD_IMAGE" deploy/Dockerfile.etcd; fi
 build "$ZEPHYRCACHE_IMAGE" deploy/Dockerfile
+# Each change of the code leaves the image before it without a name. Layers that the new one is built from stay.
+docker image prune --force --filter "label=org.opencontainers.image.title=ZephyrCache" --filter until=24h >/dev/null
 
 cat >deploy/.env <<END
 # Written by deploy/build-local-images.sh. Remove this file to use the public images.
