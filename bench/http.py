@@ -14,7 +14,7 @@ from bench.rows import ROUNDS, Measured, median, rounded, row
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 
 KEYS = 10_000
-LOCAL_ROUNDS = 11
+LOCAL_ROUNDS = 15
 """Many short rounds, each in another order: a disturbance hits one of them, not one server."""
 LOCAL_LOAD_S = 1.0
 GROWTH_KEYS = (10_000, 100_000, 1_000_000, 5_000_000)
