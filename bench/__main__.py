@@ -19,8 +19,8 @@ from bench.report import Finding, print_table, update_document, write_json
 from bench.rows import NotMeasurableError, Row, selected
 
 DOCUMENT = Path("docs/performance.md")
-MODULES = (http, ring, store, memory, eviction)
-"""Their import registers the rows."""
+GROUPS = [module.__name__.rpartition(".")[2] for module in (http, ring, store, memory, eviction)]
+"""In the order of the table. Their import registers the rows."""
 
 
 def _measure(row: Row, console: Console) -> Finding:
@@ -42,13 +42,15 @@ def _measure(row: Row, console: Console) -> Finding:
 def main(names: tuple[str, ...], json_path: Path, *, document: bool) -> None:
     """Measure what ZephyrCache costs, against baselines of the same run."""
     only = [part for name in names for part in name.replace(",", " ").split()]
-    rows = selected(only)
+    rows = sorted(selected(only), key=lambda row: GROUPS.index(row.group))
     if not rows:
         raise click.UsageError(f"no row and no group is called {' or '.join(only)}")
     console = Console(width=None if sys.stdout.isatty() else 200)
-    findings = [_measure(row, console) for row in rows]
+    try:
+        findings = [_measure(row, console) for row in rows]
+    finally:
+        http.stop_servers()
     print_table(findings, console)
-    http.stop_servers()
     if only:
         json_path = json_path.with_name("results-part.json") if json_path == Path("bench/results.json") else json_path
     write_json(findings, json_path)

@@ -10,16 +10,17 @@ import functools
 
 from bench.keys import key_of
 from bench.load import Keys, Load, Server, cores, free_port, send
-from bench.rows import ROUNDS, Measured, median, rounded, row
+from bench.rows import Measured, median, rounded, row
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 
 KEYS = 10_000
 LOCAL_ROUNDS = 11
 """Many short rounds, each in another order: a disturbance hits one of them, not one server."""
-LOCAL_LOAD_S = 1.0
+LOCAL_LOAD_S = 1
 GROWTH_KEYS = (10_000, 100_000, 1_000_000, 5_000_000)
 GROWTH_KEYS_ASKED = 100_000
-GROWTH_LOAD_S = 1.5
+GROWTH_LOAD_S = 1
+GROWTH_ROUNDS = 7
 
 _servers: list[Server] = []
 
@@ -168,7 +169,7 @@ def _grown() -> dict[tuple[str, int], list[Load]]:
         step = max(1, count // GROWTH_KEYS_ASKED)
         keys[count] = Keys([key_of(number) for number in range(0, count, step)])
         send(node, "PUT", keys[count], duration_s=1)
-    for _ in range(ROUNDS):
+    for _ in range(GROWTH_ROUNDS):
         for method in ("GET", "PUT"):
             for count, node in nodes.items():
                 load = send(node, method, keys[count], duration_s=GROWTH_LOAD_S)

@@ -112,17 +112,19 @@ class Keys:
         self.path = self._file.name
 
 
-def send(server: Server, method: str, keys: Keys, *, duration_s: float) -> Load:
+def send(server: Server, method: str, keys: Keys, *, duration_s: int) -> Load:
     """Load a server as fast as it answers. Every answer must be a success."""
     wrk, taskset = shutil.which("wrk"), shutil.which("taskset")
     if wrk is None or taskset is None:
         raise NotMeasurableError("wrk or taskset is missing: apt-get install wrk util-linux")
-    command = [taskset, "-c", str(cores()[1]), wrk, "-t", "1", "-c", str(CONNECTIONS), "-d", f"{duration_s:g}s"]
+    command = [taskset, "-c", str(cores()[1]), wrk, "-t", "1", "-c", str(CONNECTIONS), "-d", f"{duration_s}s"]
     command += ["-s", str(SCRIPT), f"http://127.0.0.1:{server.port}", "--", method, keys.path, str(VALUE_BYTES)]
     server.lags_ms()
-    cpu_s = server.cpu_s()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    cpu_s = server.cpu_s() - cpu_s
+    before_s = server.cpu_s()
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    cpu_s = server.cpu_s() - before_s
+    if done.returncode:
+        raise NotMeasurableError(f"wrk on {server.kind}: {done.stderr.strip() or done.stdout.strip()}")
     requests, duration_us, latency_us, errors = done.stdout.rpartition("RESULT")[2].split()
     if int(errors) or not int(requests):
         raise NotMeasurableError(f"{server.kind}: {errors} of {requests} requests failed")

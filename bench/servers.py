@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -47,6 +48,7 @@ class Lags:
     def __init__(self, state: Path) -> None:
         self._state = state
         self._lags_ms: list[float] = []
+        self._parent = os.getppid()
 
     def start(self) -> None:
         """Measure from now on."""
@@ -55,6 +57,8 @@ class Lags:
         loop.call_later(LAG_PERIOD_S, self._fired, time.monotonic() + LAG_PERIOD_S)
 
     def _fired(self, due_s: float) -> None:
+        if os.getppid() != self._parent:
+            os._exit(1)  # Whoever measured is gone.
         now_s = time.monotonic()
         self._lags_ms.append(max(0.0, now_s - due_s) * 1000)
         asyncio.get_running_loop().call_later(LAG_PERIOD_S, self._fired, now_s + LAG_PERIOD_S)

@@ -161,8 +161,7 @@ def parse_target(raw: bytes | str) -> Target:
     if not target.startswith(b"/") and (authority := _AUTHORITY.match(target)):
         target = target[authority.end() :]
         target = target if target.startswith(b"/") else b"/" + target
-    path, _, query = target.partition(b"?")
-    return Target(path, query)
+    return Target(target, b"") if b"?" not in target else Target(*target.split(b"?", 1))
 
 
 def parse_key(path: bytes) -> bytes:
@@ -423,6 +422,7 @@ class Contract:
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 """The first line of each answer."""
 _NOSNIFF: Header = (b"X-Content-Type-Options", b"nosniff")
+_ONE_OF_ONE: Header = (b"X-Zephyr-Replicas", b"1/1")
 _EMPTY: Header = (b"Content-Length", b"0")
 _RETRY_AFTER: Header = (b"Retry-After", b"%d" % RETRY_AFTER_S)
 
@@ -439,6 +439,8 @@ def _shown(text: str) -> str:
 
 
 def _replicas(outcome: Outcome) -> Header:
+    if outcome.asked == 1 == outcome.answered:
+        return _ONE_OF_ONE
     return (b"X-Zephyr-Replicas", b"%d/%d" % (outcome.answered, outcome.asked))
 
 
