@@ -23,12 +23,15 @@ SLOTS = 16384
 """Redis Cluster's number of hash slots."""
 HASH_VERSION = 1
 """Names the placement: CRC16 slots, mmh3 64-bit tokens, midpoint walk. Any change to it is a new number."""
+SEEDS_MAX = 64
+"""Seeds of `--join`: one that answers is enough."""
 MEMBERS_MAX = 200
 """Largest ring; a larger one is refused, since a ring's table is built from members x virtual nodes."""
 
 Kind = Literal[
-    "text", "id", "zone", "cluster", "address", "addresses", "duration", "bytes", "count", "number", "quorum"
-]
+    "text", "id", "zone", "cluster", "address", "addresses", "seeds",
+    "duration", "bytes", "count", "number", "quorum",
+]  # fmt: skip
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)?")
 _DURATION_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
@@ -70,13 +73,25 @@ class Settings:
     id: str = _setting("", "id", "Name of this node, unique in the cluster. Default: the host name.")
     cluster: str = _setting(CLUSTER_DEFAULT, "cluster", "Name of the cluster; nodes of another one are refused.")
     http: str = _setting("127.0.0.1:8080", "address", "Where clients are served.")
-    gossip: str = _setting("127.0.0.1:7946", "address", "UDP address of this node, announced to the others.")
+    gossip: str = _setting("127.0.0.1:7946", "address", "Where gossip is served, by UDP and TCP.")
     peer: str = _setting("127.0.0.1:7846", "address", "Where peers are served.")
     advertise: str = _setting(
         "", "text", "Host announced to the others. Default: the bound host, or the default route's when bound to all."
     )
     join: tuple[str, ...] = _setting(
-        (), "addresses", "Peer addresses HOST:PORT,... of the other nodes; used where --etcd is none."
+        (), "seeds", "Gossip addresses of other nodes: HOST:PORT, dns:NAME:PORT or srv:NAME, with commas between."
+    )
+    gossip_profile: str = _setting(
+        "lan", "text", "Pace of gossip: lan, or local for one machine.", choices=("lan", "local")
+    )
+    gossip_keyring: str = _setting(
+        "", "text", "File of base64 keys of 32 bytes, one a line: the first encrypts gossip, all decrypt it."
+    )
+    exit_suspicion: float = _setting(
+        0.25, "duration", "Time to refute once two members saw a process end.", low=0.05, high=60
+    )
+    dead_memory: float = _setting(
+        86400.0, "duration", "How long a member that died or left is remembered.", low=1, high=30 * 86400
     )
     etcd: tuple[str, ...] = _setting(
         ("127.0.0.1:2379",), "addresses", "etcd endpoints HOST:PORT,..., or none for a static cluster."
@@ -146,6 +161,29 @@ class Settings:
         return replicas if text == "all" else int(text)
 
 
+@dataclass(frozen=True, slots=True)
+class GossipPace:
+    """How fast gossip goes about its business; one of `GOSSIP_PACES`."""
+
+    probe_interval_s: float
+    """One member is probed in each; times the local health plus one."""
+    probe_timeout_s: float
+    """Wait for a direct answer; then others are asked to try."""
+    gossip_interval_s: float
+    """While there is news, it is sent this often, beside what rides on probes."""
+    sync_interval_s: float
+    """Everything known is compared with a random member this often (push-pull)."""
+    suspicion_multiplier: int
+    """Shortest time to refute, in probe intervals, for up to ten members; grows with their logarithm."""
+
+
+GOSSIP_PACES = {
+    "lan": GossipPace(1.0, 0.5, 0.2, 30.0, 4),
+    "local": GossipPace(1.0, 0.2, 0.1, 15.0, 3),
+}
+"""By the name of `--gossip-profile`. The figures are the ones that memberlist and its users have tuned for a decade."""
+
+
 SPECS: dict[str, Spec] = {item.name: item.metadata["spec"] for item in fields(Settings)}
 DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(Settings)}
 
@@ -210,6 +248,7 @@ _EXPECTED: dict[str, str] = {
     "cluster": f"1 to 64 of the characters A-Z a-z 0-9 . _ - and none of {', '.join(sorted(CLUSTER_NAMES_RESERVED))}",
     "address": "HOST:PORT",
     "addresses": "HOST:PORT,... or none",
+    "seeds": "HOST:PORT, dns:NAME:PORT or srv:NAME, with commas between, or none",
     "duration": "a duration such as 500ms, 10s, 2m, 1h or 7d",
     "bytes": "a size such as 64KiB, 256MiB or 2GiB",
     "count": "a whole number",
@@ -233,6 +272,8 @@ def _read(spec: Spec, text: str) -> Any:
             return text
         case "addresses":
             return _parse_addresses(text)
+        case "seeds":
+            return _parse_seeds(text)
         case "quorum":
             return _parse_quorum(text)
         case "id" | "zone" | "cluster":
@@ -262,6 +303,22 @@ def _parse_addresses(text: str) -> tuple[str, ...]:
     for address in addresses:
         parse_address(address)
     return addresses
+
+
+def _parse_seeds(text: str) -> tuple[str, ...]:
+    if text in ("", "none"):
+        return ()
+    seeds = tuple(part.strip() for part in text.split(","))
+    if len(seeds) > SEEDS_MAX:
+        raise ValueError(text)
+    for seed in seeds:
+        scheme, separator, name = seed.partition(":")
+        if separator and scheme == "srv":
+            if not name or ":" in name:
+                raise ValueError(text)
+        else:
+            parse_address(name if separator and scheme == "dns" else seed)
+    return seeds
 
 
 def _parse_quorum(text: str) -> str:
@@ -304,7 +361,7 @@ def format_value(spec: Spec, value: Any) -> str:
             return _format_scaled(value, (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)), ("ms", 0.001))
         case "bytes":
             return _format_scaled(value, (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)), ("", 1))
-        case "addresses":
+        case "addresses" | "seeds":
             return ",".join(value) or "none"
         case "number":
             return f"{value:g}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from zephyr.gossip.messages import Packet
 from zephyr.model import Address, ClusterView, Member, NodeId, Outcome, TimelineEntry
 
 # --- events: the shell ------------------------------------------------------------------------------
@@ -160,6 +161,67 @@ class PeerDisconnected:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class PeerRefused:
+    """After the kept connection to a member ended without a goodbye, an attempt to make it again was refused."""
+
+    node_id: NodeId
+    epoch: int
+    """Boot epoch of the life that the ended connection led to."""
+
+
+# --- events: gossip ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramReceived:
+    """An authentic packet arrived by UDP, or over an open peer connection."""
+
+    source: Address
+    """Where answers go; empty when it came over a peer connection."""
+    packet: Packet
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReceived:
+    """An authentic packet arrived over a gossip stream, whose other side waits for a `ReplyStream`."""
+
+    stream_id: int
+    packet: Packet
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReplied:
+    """An `OpenStream` was answered."""
+
+    stream_id: int
+    packet: Packet
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFailed:
+    """An `OpenStream` got no answer within its deadline, or none that is authentic."""
+
+    stream_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeedsResolved:
+    """A `ResolveSeeds` ended: gossip addresses, in the seeds' order, without repetitions."""
+
+    addresses: tuple[Address, ...]
+    failures: tuple[str, ...]
+    """One sentence for each seed that gave no address."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLagged:
+    """The event loop ran a task this much later than asked."""
+
+    lag_s: float
+
+
 EtcdEvent: TypeAlias = (
     EtcdSnapshotRead
     | EtcdKeysChecked
@@ -171,7 +233,9 @@ EtcdEvent: TypeAlias = (
     | EtcdTransactionDone
     | EtcdCallFailed
 )
-Event: TypeAlias = Started | TimerFired | LeaveRequested | EtcdEvent | IdentityProbed | PeerConnected | PeerDisconnected
+PeerEvent: TypeAlias = IdentityProbed | PeerConnected | PeerDisconnected | PeerRefused
+GossipEvent: TypeAlias = DatagramReceived | StreamReceived | StreamReplied | StreamFailed | SeedsResolved | LoopLagged
+Event: TypeAlias = Started | TimerFired | LeaveRequested | EtcdEvent | PeerEvent | GossipEvent
 
 # --- effects: etcd ----------------------------------------------------------------------------------
 # Each is one call with a deadline (`Settings.etcd_timeout`), and is answered by exactly one event:
@@ -270,6 +334,52 @@ class CompleteRequest:
     outcome: Outcome
 
 
+# --- effects: gossip --------------------------------------------------------------------------------
+# Messages are encoded already (`zephyr.gossip.wire.encode_message`); together they fit into one packet.
+
+
+@dataclass(frozen=True, slots=True)
+class SendDatagram:
+    """Send one packet by UDP."""
+
+    address: Address
+    messages: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendNews:
+    """Send one packet to each of these members whose peer connection is open; skip the others."""
+
+    node_ids: tuple[NodeId, ...]
+    messages: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    """Connect to a gossip address by TCP, send one packet, read one -> StreamReplied or StreamFailed."""
+
+    stream_id: int
+    address: Address
+    messages: tuple[bytes, ...]
+    timeout_s: float
+    """For all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyStream:
+    """Answer a `StreamReceived`, if its other side still waits."""
+
+    stream_id: int
+    messages: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveSeeds:
+    """Turn seeds (HOST:PORT, dns:NAME:PORT, srv:NAME) into gossip addresses -> SeedsResolved."""
+
+    seeds: tuple[str, ...]
+
+
 # --- effects: people --------------------------------------------------------------------------------
 
 
@@ -296,4 +406,5 @@ class Stop:
 
 
 PeerEffect: TypeAlias = ProbeIdentity | SetPeers | SendPeer
-Effect: TypeAlias = EtcdEffect | PeerEffect | CompleteRequest | PublishView | Note | Stop
+GossipEffect: TypeAlias = SendDatagram | SendNews | OpenStream | ReplyStream | ResolveSeeds
+Effect: TypeAlias = EtcdEffect | PeerEffect | GossipEffect | CompleteRequest | PublishView | Note | Stop

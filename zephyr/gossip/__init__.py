@@ -1,0 +1,1 @@
+"""SWIM gossip: who is there and who answers, decided by a pure machine."""
