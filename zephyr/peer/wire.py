@@ -47,6 +47,8 @@ HELLO_BYTES_MAX = 4096
 get no larger buffer than this."""
 RING_DIGEST_BYTES = 8
 CALL_ID_MAX = (1 << 64) - 1
+TOLD_CALL_ID = 0
+"""Of requests whose reply nobody waits for."""
 ALLOWANCE_MS_MAX = 600_000
 """Ten times the longest --request-timeout."""
 OPERATION_MAX = 0xFFFF
@@ -84,6 +86,8 @@ class Operation(enum.IntEnum):
     """(key,) -> (record or None,)."""
     WRITE = 2
     """(key, record) -> (applied, existed, newest_version)."""
+    NEWS = 3
+    """(sealed gossip packet,) -> (). Told, not asked: its call id is TOLD_CALL_ID, and its reply is skipped."""
 
 
 class Status(enum.IntEnum):
