@@ -1,8 +1,8 @@
 """`python -m bench`: measure, show the table, keep it.
 
 A full run replaces the table in docs/performance.md, so that all of it comes from one run; a run of some
-rows (`--only`) leaves it alone. Detection takes the better part of an hour, so it must be asked for. Ends with 0 also where a goal is missed, since a measurement is no test, and
-with 1 where something could not be measured.
+rows (`--only`) leaves it alone. Detection takes the better part of an hour, so it must be asked for. Ends with
+0 also where a goal is missed, since a measurement is no test, and with 1 where something could not be measured.
 """
 
 from __future__ import annotations

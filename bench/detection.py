@@ -36,7 +36,7 @@ from bench.rows import Measured, NotMeasurableError, row
 Mode: TypeAlias = Literal["kill", "silent", "stop"]
 
 REPETITIONS = int(os.environ.get("BENCH_REPETITIONS", "20"))
-"""How often each system is measured with each size."""
+"""How often each system is measured with each size. Fewer, by BENCH_REPETITIONS, to try it out."""
 SETTLE_S = (2.0, 4.0)
 """Between convergence and the fault: lets the news of the joins run out, and the fault meet any point of a period."""
 DETECT_MAX_S = 60.0
@@ -253,7 +253,7 @@ def _measured(mode: Mode, nodes: int) -> dict[str, Figures]:
 
 
 def _text(seconds: float) -> str:
-    return f"> {DETECT_MAX_S:.0f} s" if math.isinf(seconds) else f"{seconds:.2f} s"
+    return "never" if math.isinf(seconds) else f"{seconds:.2f} s"
 
 
 def _summary(found: Figures, of: Callable[[Outcome], float]) -> str:
@@ -261,7 +261,13 @@ def _summary(found: Figures, of: Callable[[Outcome], float]) -> str:
 
 
 def _details(figures: dict[str, Figures]) -> dict[str, object]:
-    return {system: [asdict(outcome) for outcome in found.outcomes] for system, found in figures.items()}
+    return {
+        system: [
+            {name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in fields.items()}
+            for fields in map(asdict, found.outcomes)
+        ]
+        for system, found in figures.items()
+    }
 
 
 def _ours(figures: dict[str, Figures], of: Callable[[Outcome], float] = all_s) -> Figures:

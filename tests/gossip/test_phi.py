@@ -51,8 +51,9 @@ def log10_tail(z: float) -> float:
 
 def expected_phi(silences_s: list[float], silence_s: float, interval_s: float = 1.0) -> float:
     """Compute phi from its definition."""
-    sigma_s = max(statistics.pstdev(silences_s), SIGMA_MIN * interval_s)
-    return min(PHI_MAX, -log10_tail((silence_s - statistics.fmean(silences_s)) / sigma_s))
+    mean_s = statistics.fmean(silences_s)
+    sigma_s = max(statistics.pstdev(silences_s), SIGMA_MIN * max(mean_s, interval_s))
+    return min(PHI_MAX, -log10_tail((silence_s - mean_s) / sigma_s))
 
 
 def test_phi_is_zero_before_the_first_packet_and_at_each_packet() -> None:
@@ -188,6 +189,28 @@ def test_an_outage_counts_as_a_bounded_silence() -> None:
     after_outage, _ = heard_with([1.0] * 50 + [100_000.0])
     bounded, _ = heard_with([1.0] * 50 + [float(SILENCE_MAX)])
     assert after_outage._distribution_us() == bounded._distribution_us()
+
+
+def test_a_rhythm_much_slower_than_expected_is_learned() -> None:
+    rng = random.Random(3)
+    estimate, now_s = heard_with([rng.uniform(25.0, 75.0) for _ in range(100)], interval_s=1.0)
+    assert estimate.phi(now_s + 50.0) < 1.0
+    assert estimate.phi(now_s + 200.0) > 8.0
+
+
+def test_a_rhythm_much_faster_than_expected_is_learned() -> None:
+    estimate, now_s = heard_with([0.2] * SAMPLES_MAX, interval_s=1.0)
+    assert estimate.phi(now_s + 0.2) == pytest.approx(math.log10(2), abs=1e-3)
+    assert estimate.phi(now_s + 0.2 + 6 * SIGMA_MIN) > 8.0
+
+
+def test_another_expectation_moves_the_bounds_and_keeps_what_was_learned() -> None:
+    estimate, now_s = heard_with([1.0] * 50)
+    before = estimate._distribution_us()
+    estimate.expect(20.0)
+    assert estimate._distribution_us() == (before[0], 20.0 * SIGMA_MIN * 1e6)
+    estimate.heard(now_s + 20.0 * BURST - 0.1)
+    assert len(estimate._samples_us) == PRIOR_SAMPLES + 50, "a burst, by what is expected now"
 
 
 def test_only_the_newest_samples_count() -> None:

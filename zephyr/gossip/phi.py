@@ -27,15 +27,15 @@ PRIOR_SAMPLES = 8
 PRIOR_SIGMA = 0.5
 """Of the expected interval: probes go round in shuffled order, so that silences vary by nearly their mean."""
 SIGMA_MIN = 0.1
-"""Of the expected interval: a peer that was punctual for long may still be late by this without a word."""
+"""Of the mean, but at least of the expected interval: who was punctual for long may still be late by this."""
 BURST = 0.1
 """Of the expected interval: packets closer than this are one sign of life. A packet, what it triggers and what rides
 beside it say nothing of the rhythm, and would make the mean tiny."""
 SILENCE_MAX = 16
-"""Expected intervals. A longer silence is an outage, and counts as this long: else it would widen sigma for as long as
-it stays in the window."""
+"""Means, but at least expected intervals. A longer silence is an outage, and counts as this long: else it would widen
+sigma for as long as it stays in the window. Where the expectation was far too short, the mean grows past it."""
 INTERVAL_S_MAX = 3600.0
-"""Nobody probes so rarely; keeps the sums small."""
+"""Nobody probes so rarely. Bounds the mean, too, as far as silences are measured by it."""
 PHI_MAX = 1000.0
 """Where it ends. No more can be learned from a peer being more overdue, and JSON knows no infinity."""
 
@@ -52,10 +52,10 @@ class PhiEstimate:
     __slots__ = (
         "_burst_s",
         "_excused_s",
+        "_interval_us",
         "_oldest",
         "_rtt_variation_s",
         "_samples_us",
-        "_sigma_min_us",
         "_silence_max_s",
         "_sum_square_us",
         "_sum_us",
@@ -65,21 +65,25 @@ class PhiEstimate:
 
     def __init__(self, interval_s: float) -> None:
         """`interval_s`: what is expected to lie between two packets, more than 0 and at most `INTERVAL_S_MAX`."""
-        assert 0.0 < interval_s <= INTERVAL_S_MAX
+        self.expect(interval_s)
         self.last_s = -math.inf
         """When the peer was last heard; minus infinity before."""
         self.rtt_s = 0.0
         """The smoothed round trip; 0.0 before the first answer."""
         self._rtt_variation_s = -1.0  # no answer yet
         self._excused_s = 0.0
-        self._burst_s = BURST * interval_s
-        self._silence_max_s = SILENCE_MAX * interval_s
-        self._sigma_min_us = max(1.0, SIGMA_MIN * interval_s * 1e6)
         early_us, late_us = (round(interval_s * 1e6 * (1.0 + side * PRIOR_SIGMA)) for side in (-1.0, 1.0))
         self._samples_us = array("Q", (early_us, late_us) * (PRIOR_SAMPLES // 2))
         self._oldest = 0
         self._sum_us = sum(self._samples_us)
         self._sum_square_us = sum(sample_us * sample_us for sample_us in self._samples_us)
+
+    def expect(self, interval_s: float) -> None:
+        """Change what is expected, as when the cluster has grown. What was learned stays; only the bounds change."""
+        assert 0.0 < interval_s <= INTERVAL_S_MAX
+        self._interval_us = interval_s * 1e6
+        self._burst_s = BURST * interval_s
+        self._silence_max_s = SILENCE_MAX * interval_s
 
     def heard(self, now_s: float) -> None:
         """Note a packet that came from the peer itself. Called once a packet, hence its plain form."""
@@ -94,10 +98,11 @@ class PhiEstimate:
             self._excused_s = 0.0
             return
         self.last_s = now_s
-        if silence_s > self._silence_max_s:  # noqa: PLR1730  # min() costs a tenth of this method
-            silence_s = self._silence_max_s
-        silence_us = int(silence_s * 1e6 + 0.5)
         samples_us = self._samples_us
+        if silence_s > self._silence_max_s:
+            mean_s = self._sum_us / len(samples_us) / 1e6
+            silence_s = min(silence_s, max(self._silence_max_s, SILENCE_MAX * min(mean_s, INTERVAL_S_MAX)))
+        silence_us = int(silence_s * 1e6 + 0.5)
         if len(samples_us) < SAMPLES_MAX:
             samples_us.append(silence_us)
             self._sum_us += silence_us
@@ -124,7 +129,7 @@ class PhiEstimate:
         if self.last_s == -math.inf or not silence_s > 0.0:
             return 0.0
         mean_us, sigma_us = self._distribution_us()
-        return min(PHI_MAX, -_log10_tail((silence_s * 1e6 - mean_us) / sigma_us))
+        return min(PHI_MAX, 0.0 - _log10_tail((silence_s * 1e6 - mean_us) / sigma_us))  # 0.0 -: never minus zero
 
     def answered(self, rtt_s: float) -> None:
         """Note how long a probe took to be answered (RFC 6298, 2.2 and 2.3)."""
@@ -153,7 +158,8 @@ class PhiEstimate:
         total_us = self._sum_us
         # In whole numbers the difference of the two large terms is exact, and never negative.
         variance = (count * self._sum_square_us - total_us * total_us) / (count * count)
-        return total_us / count, max(self._sigma_min_us, math.sqrt(variance))
+        mean_us = total_us / count
+        return mean_us, max(SIGMA_MIN * mean_us, SIGMA_MIN * self._interval_us, math.sqrt(variance))
 
 
 def _log10_tail(z: float) -> float:
