@@ -261,13 +261,14 @@ def _summary(found: Figures, of: Callable[[Outcome], float]) -> str:
 
 
 def _details(figures: dict[str, Figures]) -> dict[str, object]:
-    return {
+    outcomes = {
         system: [
             {name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in fields.items()}
             for fields in map(asdict, found.outcomes)
         ]
         for system, found in figures.items()
     }
+    return {**outcomes, "problems": {system: found.problems for system, found in figures.items() if found.problems}}
 
 
 def _ours(figures: dict[str, Figures], of: Callable[[Outcome], float] = all_s) -> Figures:
@@ -398,7 +399,8 @@ def table(mode: Mode, nodes: int, figures: dict[str, Figures]) -> Table:
         if not found.outcomes:
             result.add_row(system, "0", found.problems[0])
             continue
-        cells = [system, str(len(found.outcomes))]
+        runs = str(len(found.outcomes))
+        cells = [system, f"{runs}, {len(found.problems)} did not start" if found.problems else runs]
         cells += [_text(quantile(of)) for of in (first_s, all_s) for quantile in (found.p50, found.p99)]
         cells.append(str(found.false_deaths))
         if mode == "stop":
