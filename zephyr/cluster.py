@@ -86,10 +86,10 @@ class Reconciler:
                 evict_at_s = record.since_s + self.settings.gossip_evict_after
             elif record.state == "left":
                 evict_at_s = record.since_s
-            if node_id in self.ring_members or record.live_index >= 0:
-                if evict_at_s > now.monotonic_s:
-                    members[node_id] = record.member
-                    self._evict_at_s = min(self._evict_at_s, evict_at_s)
+            is_candidate = node_id in self.ring_members or record.live_index >= 0
+            if is_candidate and evict_at_s > now.monotonic_s:
+                members[node_id] = record.member
+                self._evict_at_s = min(self._evict_at_s, evict_at_s)
         self.ring_members = members
 
     def _committed(self) -> dict[NodeId, Member]:
@@ -191,35 +191,36 @@ class Reconciler:
         """Return the verdict and one sentence for a person."""
         tail = "" if routable or gossip in ("dead", "left") else "; it cannot be reached from here"
         gone = gossip in ("dead", "left")
-        match witness:
-            case "off" if gone and in_ring:
-                return "gossip-first", f"gossip says {gossip}; leaves the ring when its grace is over"
-            case "off":
-                return "agree", f"gossip says {gossip}; no etcd is configured{tail}"
-            case "unreachable":
-                return "held", f"gossip says {gossip}, etcd cannot be reached; its last word stands{tail}"
-            case "absent" if in_ring:
-                return "held", f"etcd lost its registration; the last ring is held until all register again{tail}"
-            case "absent" if gone:
-                return "agree", f"gossip says {gossip}, and etcd has no registration"
-            case "absent":
-                return "unregistered", f"gossip says {gossip}, etcd has no registration; owns nothing{tail}"
-            case "registered" if not in_ring and member.state == "joining":
-                return "pending", f"registered as joining; owns nothing yet{tail}"
-            case "registered" if not in_ring:
-                return "held", f"registered, and joins the ring when the held one is released{tail}"
-            case "registered" if gone:
-                return "gossip-first", f"gossip says {gossip}, etcd still holds its lease; leaves the ring when it ends"
-            case "registered" if gossip == "suspect":
-                return "gossip-first", f"gossip suspects it, etcd holds its lease{tail}"
-            case "registered" if not routable:
-                return (
-                    "unreachable",
-                    "registered, but it cannot be reached from here; leaves the ring when its lease ends",
-                )
-            case "registered":
-                return "agree", f"registered and {member.state}"
-        raise AssertionError(witness)
+        if witness != "registered":
+            return _judge_unregistered(gossip, witness, tail, in_ring=in_ring)
+        if not in_ring and member.state == "joining":
+            return "pending", f"registered as joining; owns nothing yet{tail}"
+        if not in_ring:
+            return "held", f"registered, and joins the ring when the held one is released{tail}"
+        if gone:
+            return "gossip-first", f"gossip says {gossip}, etcd still holds its lease; leaves the ring when that ends"
+        if gossip == "suspect":
+            return "gossip-first", f"gossip suspects it, etcd holds its lease{tail}"
+        if not routable:
+            return "unreachable", "registered, but it cannot be reached from here; leaves the ring when its lease ends"
+        return "agree", f"registered and {member.state}"
+
+
+def _judge_unregistered(gossip: GossipWitness, witness: EtcdWitness, tail: str, *, in_ring: bool) -> tuple[str, str]:
+    gone = gossip in ("dead", "left")
+    match witness:
+        case "off" if gone and in_ring:
+            return "gossip-first", f"gossip says {gossip}; leaves the ring when its grace is over"
+        case "off":
+            return "agree", f"gossip says {gossip}; no etcd is configured{tail}"
+        case "unreachable":
+            return "held", f"gossip says {gossip}, etcd cannot be reached; its last word stands{tail}"
+        case "absent" if in_ring:
+            return "held", f"etcd lost its registration; the last ring is held until all register again{tail}"
+        case "absent" if gone:
+            return "agree", f"gossip says {gossip}, and etcd has no registration"
+        case _:
+            return "unregistered", f"gossip says {gossip}, etcd has no registration; owns nothing{tail}"
 
 
 def _note(now: Instant, kind: str, member: NodeId, source: str, detail: str) -> Note:

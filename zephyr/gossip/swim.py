@@ -264,7 +264,7 @@ class Swim:
         return self._flush()
 
     def introduce(self, members: Iterable[Member], now: Instant) -> list[Effect]:
-        """Know of members that somebody else names, such as etcd: strangers among them are sought. Replaces the last."""
+        """Know of members that somebody else names, such as etcd; seek the strangers among them. Replaces the last."""
         self._introduced = tuple(members)
         if not self._introducing:
             self._introduce(now)

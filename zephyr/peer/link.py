@@ -209,7 +209,7 @@ class Link:
             shared.flush_soon(self.flush)
 
     def tell(self, operation: int, arguments: tuple[Any, ...]) -> bool:
-        """Send a request that wants no answer, if the link is up and its socket takes it. Return whether it was sent."""
+        """Send a request that wants no answer, if the link is up and its socket takes it. Return whether it went."""
         connection = self.connection
         if connection is None or not self._up or not connection.writable:
             return False
