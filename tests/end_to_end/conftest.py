@@ -148,7 +148,9 @@ async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             ]
             where = ["--etcd", endpoints or embedded.endpoint] if embedded else ["--etcd", "none"]
             if not embedded:
-                where += ["--join", ",".join(node.peer for node in nodes)]
+                where += ["--join", ",".join(node.gossip for node in nodes)]
+            # Clusters of other tests run on this machine, and ports are used again.
+            where += ["--cluster", f"test-{os.getpid()}-{ports[0]}"]
             cluster = Cluster(session, nodes, embedded, [*where, *arguments])
             clusters.append(cluster)
             for node in nodes:

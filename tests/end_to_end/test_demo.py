@@ -45,7 +45,9 @@ def start_demo(tmp_path):
     started = []
 
     def start(*arguments, **settings):
-        command = [sys.executable, "-m", "zephyr", "demo", "-n", str(NODES), *arguments]
+        # Clusters of other tests run on this machine, and ports are used again.
+        name = f"demo-{os.getpid()}-{time.monotonic_ns()}"
+        command = [sys.executable, "-m", "zephyr", "demo", "-n", str(NODES), "--cluster", name, *arguments]
         environment = {**os.environ, "TMPDIR": str(tmp_path), **settings}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         started.append(process)
@@ -98,14 +100,13 @@ def test_the_tour_loses_nothing_and_leaves_nothing_behind(start_demo, tmp_path):
     assert_nothing_is_left(tmp_path, base_port)
 
 
-def test_a_static_cluster_plays_the_tour_too_and_says_that_its_ring_never_changes(start_demo, tmp_path):
+def test_a_cluster_without_etcd_plays_the_tour_too(start_demo, tmp_path):
     base_port = free_base_port()
     out, err = start_demo("--base-port", str(base_port), "--no-etcd").communicate(timeout=DEMO_MAX_S)
     measures = dict(line.split("\t") for line in out.splitlines() if line.count("\t") == 1)
-    assert "static" in err
-    assert measures["etcd"] == "none"
+    assert measures["etcd"] == "none", err
     assert measures["keys_lost_after_the_kill"] == "0"
-    assert "out_of_every_ring_s" not in measures
+    assert float(measures["out_of_every_ring_s"]) < 15
     assert list(tmp_path.iterdir()) == []
     assert_nothing_is_left(tmp_path, base_port)
 
