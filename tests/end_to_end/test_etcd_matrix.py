@@ -79,7 +79,7 @@ async def test_a_stopped_etcd_changes_no_ring_and_is_used_again_when_it_goes_on(
     async def unreachable() -> bool:
         return (await view_of(cluster))["etcd"]["state"] == "unreachable"
 
-    cluster.etcd.pause()
+    await cluster.etcd.pause()
     try:
         await until(unreachable, 10)
         assert (await view_of(cluster))["ring"]["owners"] == ["n1", "n2", "n3"]
