@@ -83,25 +83,45 @@ async def takes_a_change(etcd: EmbeddedEtcd) -> bool:
     return True
 
 
+async def ring_changes(cluster) -> list[int]:
+    """How often each node's ring has changed: equal before and after means that it was held all the while."""
+    timelines = [await cluster.json(node, "/debug/timeline") for node in cluster.nodes]
+    return [sum(event["kind"] == "ring-changed" for event in timeline["events"]) for timeline in timelines]
+
+
 async def has_event(cluster, number: int, kind: str) -> bool:
     timeline = await cluster.json(cluster.nodes[number], "/debug/timeline")
     return any(event["kind"] == kind for event in timeline["events"])
 
 
 async def test_a_stopped_etcd_changes_no_ring_and_is_used_again_when_it_goes_on(start_cluster, figure):
-    cluster = await start_cluster(3, *TTL)
+    cluster = await start_cluster(3, "--lease-ttl", "20s")  # Longer than it is stopped.
 
     async def unreachable() -> bool:
         return (await view_of(cluster))["etcd"]["state"] == "unreachable"
 
+    changes = await ring_changes(cluster)
     await cluster.etcd.pause()
     try:
-        figure("silence noticed after SIGSTOP", await until(unreachable, 10))
-        assert (await view_of(cluster))["ring"]["owners"] == ["n1", "n2", "n3"]
+        figure("silence noticed after SIGSTOP", await until(unreachable, 12))
         assert await serves(cluster)
     finally:
         cluster.etcd.resume()
     figure("all connected after SIGCONT", await until(lambda: all_connected(cluster), 5))
+    assert await ring_changes(cluster) == changes
+
+
+@pytest.mark.xfail(
+    raises=AssertionError, reason="all leases end when it goes on, and without gossip nobody knows who is alive"
+)
+async def test_an_etcd_stopped_for_longer_than_a_lease_changes_no_ring(start_cluster):
+    cluster = await start_cluster(3, *TTL)
+    changes = await ring_changes(cluster)
+    await cluster.etcd.pause()
+    await asyncio.sleep(LEASE_TTL_S + 2)  # For every lease to end, so this long must pass.
+    cluster.etcd.resume()
+    await until(lambda: all_connected(cluster), 10)
+    assert await ring_changes(cluster) == changes
 
 
 async def test_a_compaction_during_the_watch_loses_no_change(start_cluster, figure):
@@ -232,6 +252,7 @@ async def test_three_etcd_members_losing_their_leader_and_then_their_quorum(star
         figure("registration deleted and there again after the death of the leader", time.monotonic() - began_s)
         await cluster.wait_rings(["n1", "n2", "n3"], 5)
 
+        changes = await ring_changes(cluster)
         await members[follower].kill()
 
         async def unreachable() -> bool:
@@ -239,9 +260,9 @@ async def test_three_etcd_members_losing_their_leader_and_then_their_quorum(star
 
         figure("loss of the quorum noticed", await until(unreachable, 10))
         assert await serves(cluster)
-        assert (await view_of(cluster))["ring"]["owners"] == ["n1", "n2", "n3"]
         await members[follower].start()
         figure("all connected after the quorum was back", await until(lambda: all_connected(cluster), 10))
+        assert await ring_changes(cluster) == changes
         assert await serves(cluster)
 
 
@@ -291,27 +312,31 @@ async def test_tls_and_a_password_right_and_wrong(start_cluster, certificates, f
 @pytest.mark.timeout(240)
 async def test_after_sixty_seconds_without_etcd_it_is_usable_within_five(start_cluster, figure):
     cluster = await start_cluster(3)
+    changes = await ring_changes(cluster)
     await cluster.etcd.kill()
     for _ in range(12):
         await asyncio.sleep(5)  # The promise is about sixty seconds of outage, so they must pass.
         assert await serves(cluster)
-    assert (await view_of(cluster))["ring"]["owners"] == ["n1", "n2", "n3"]
     await cluster.etcd.start()
     took_s = await until(lambda: all_connected(cluster), 5)
     figure("usable after 60 s without etcd", took_s)
+    assert await ring_changes(cluster) == changes
 
 
 async def test_an_etcd_that_is_killed_and_restarted_is_used_again_at_once(start_cluster, figure):
     cluster = await start_cluster(3)
+    changes = await ring_changes(cluster)
     await cluster.etcd.kill()
     assert await serves(cluster)
     await cluster.etcd.start()
     figure("all connected after kill -9 and restart", await until(lambda: all_connected(cluster), 5))
+    assert await ring_changes(cluster) == changes
     assert await serves(cluster)
 
 
 async def test_a_wiped_data_directory_has_all_registered_again(start_cluster, figure):
     cluster = await start_cluster(3)
+    changes = await ring_changes(cluster)
     await cluster.etcd.wipe()
     await cluster.etcd.start()
 
@@ -321,4 +346,5 @@ async def test_a_wiped_data_directory_has_all_registered_again(start_cluster, fi
 
     figure("all registered after a wipe", await until(all_keys, 5))
     assert await serves(cluster)
-    await cluster.wait_rings(["n1", "n2", "n3"], 12)
+    await until(lambda: all_connected(cluster), 12)
+    assert await ring_changes(cluster) == changes
