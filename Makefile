@@ -18,6 +18,7 @@ help:
 	@echo "make containers   a Compose cluster killed, stopped, scaled; needs Docker and Compose"
 	@echo "make images    the container images of deploy/, by stand-ins where no registry can be reached"
 	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,store-put for some rows; needs wrk"
+	@echo "                ONLY=detection (not in a full run): kinship is installed in .venv-bench; needs serf, and root for silence"
 	@echo "make clean     remove what the targets made"
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -56,5 +57,5 @@ bench: $(INSTALLED)
 	$(BIN)/python -m bench $(if $(ONLY),--only "$(ONLY)") $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

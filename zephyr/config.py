@@ -91,11 +91,14 @@ class Settings:
     exit_suspicion: float = _setting(
         0.25, "duration", "Time to refute once two members saw a process end.", low=0.05, high=60
     )
+    gossip_evict_after: float = _setting(
+        30.0, "duration", "Without etcd, a member that is dead for this long leaves the ring.", low=0, high=3600
+    )
     dead_memory: float = _setting(
         86400.0, "duration", "How long a member that died or left is remembered.", low=1, high=30 * 86400
     )
     etcd: tuple[str, ...] = _setting(
-        ("127.0.0.1:2379",), "addresses", "etcd endpoints HOST:PORT,..., or none for a static cluster."
+        ("127.0.0.1:2379",), "addresses", "etcd endpoints HOST:PORT,..., or none to live by gossip alone."
     )
     etcd_ca: str = _setting("", "text", "File of PEM certificates that sign etcd's; turns TLS on.")
     etcd_cert: str = _setting("", "text", "File of this node's PEM client certificate for etcd.")
