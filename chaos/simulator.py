@@ -23,6 +23,7 @@ from zephyr.events import (
     EtcdEvent,
     EtcdWatchEnded,
     Event,
+    GossipEffect,
     IdentityProbed,
     LeaveRequested,
     Note,
@@ -217,21 +218,8 @@ class Simulation:
                 case Stop(exit_code, reason):
                     self.record(node_id, f"stopped {exit_code} {reason}")
                     simulated.stopped = reason
-                case SendDatagram(gossip_address, messages):
-                    self._send_packet(
-                        simulated, gossip_address.partition(":")[0], messages, simulated.node.member.gossip
-                    )
-                case SendNews(node_ids, messages):
-                    for receiver in node_ids:
-                        if receiver in simulated.connected:
-                            self._send_packet(simulated, receiver, messages, "")
-                case OpenStream():
-                    self._open_stream(simulated, effect)
-                case ReplyStream(stream_id, messages):
-                    simulated.streams.pop(stream_id)(messages)
-                case ResolveSeeds(seeds):
-                    event = SeedsResolved(seeds, ())
-                    self.at(self.now_s + self._latency_s(), lambda: self._handle(simulated, event))
+                case SendDatagram() | SendNews() | OpenStream() | ReplyStream() | ResolveSeeds():
+                    self._gossip(simulated, effect)
                 case _:
                     self._call_etcd(simulated, effect)
 
@@ -280,6 +268,21 @@ class Simulation:
             self.at(self.now_s + period_s, lambda: self.tick_etcd(period_s, end_s))
 
     # --- gossip ---------------------------------------------------------------------------------------
+
+    def _gossip(self, simulated: SimulatedNode, effect: GossipEffect) -> None:
+        match effect:
+            case SendDatagram(address, messages):
+                self._send_packet(simulated, address.partition(":")[0], messages, simulated.node.member.gossip)
+            case SendNews(node_ids, messages):
+                for receiver in node_ids:
+                    if receiver in simulated.connected:
+                        self._send_packet(simulated, receiver, messages, "")
+            case OpenStream():
+                self._open_stream(simulated, effect)
+            case ReplyStream(stream_id, messages):
+                simulated.streams.pop(stream_id)(messages)
+            case ResolveSeeds(seeds):
+                self.at(self.now_s + self._latency_s(), lambda: self._handle(simulated, SeedsResolved(seeds, ())))
 
     def _send_packet(self, sender: SimulatedNode, receiver: NodeId, messages: tuple[bytes, ...], source: str) -> None:
         """Seal a packet, and have whoever runs at the other end by then open it."""
