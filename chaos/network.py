@@ -183,6 +183,8 @@ class Path:
     latency: Latency = Uniform(0.0002, 0.005)
     loss: float = 0.0
     """Share of packets that vanish."""
+    datagram_loss: float = 0.0
+    """Of what loss leaves, the share of datagrams that vanish: 1 is a firewall that lets TCP pass and no UDP."""
     duplicate: float = 0.0
     """Share of datagrams that arrive twice."""
     reorder: float = 0.0
@@ -194,12 +196,23 @@ class Path:
 class _LivePath:
     """A `Path` ready for use."""
 
-    __slots__ = ("delay_s", "duplicate", "loss", "path", "reorder", "reorder_least_s", "reorder_span_s")
+    __slots__ = (
+        "datagram_loss",
+        "delay_s",
+        "duplicate",
+        "loss",
+        "path",
+        "reorder",
+        "reorder_least_s",
+        "reorder_span_s",
+    )
 
     def __init__(self, path: Path, rng: random.Random) -> None:
         self.path = path
         self.delay_s = path.latency.sampler(rng)
         self.loss = path.loss
+        self.datagram_loss = 1 - (1 - path.loss) * (1 - path.datagram_loss)
+        """Both losses together."""
         self.duplicate = path.duplicate
         self.reorder = path.reorder
         self.reorder_least_s = path.reorder_late_s[0]
@@ -249,7 +262,7 @@ class Host:
     __slots__ = (
         "_late_rng", "bytes_received", "bytes_sent", "connections", "dropped_full", "group", "inbox", "inbox_bytes",
         "kernel", "life", "name", "number", "overdue", "packets_received", "packets_sent", "paused_since_s", "process",
-        "reads_at_once", "refusing_until_s", "served", "skew_ms", "starved_s", "streams", "timer_s", "wake_serial",
+        "reads_at_once", "refuses_peers", "refusing_until_s", "served", "skew_ms", "starved_s", "streams", "timer_s", "wake_serial",
     )  # fmt: skip
 
     def __init__(self, name: Name, number: int, late_rng: random.Random) -> None:
@@ -263,6 +276,8 @@ class Host:
         self.refusing_until_s = math.inf
         self.group = 0
         """Hosts of different groups cannot reach each other."""
+        self.refuses_peers = False
+        """Its port for connections is closed, the one for streams is not."""
         self.skew_ms = 0
         """How far this host's calendar clock is ahead. Its monotonic clock is as good as anyone's."""
         self.paused_since_s: float | None = None
@@ -454,7 +469,9 @@ class Network:
         path = self._path
         if self._paths:
             path = self._paths.get((source.number, host.number), path)
-        if (self._cut and not self._reaches(source, host)) or (path.loss and self._loss_draw() < path.loss):
+        if (self._cut and not self._reaches(source, host)) or (
+            path.datagram_loss and self._loss_draw() < path.datagram_loss
+        ):
             self.packets_lost += 1
             return
         delay_s = path.delay_s()
@@ -473,7 +490,7 @@ class Network:
             host = self.add(target)  # nobody there: silent
         stream = Stream(source, host, stream_id)
         source.streams[stream] = None
-        self._later(source, scheduler.now_s + timeout_s, self._fail_stream, (stream, "timed out"))
+        self.call_at(source, scheduler.now_s + timeout_s, self._fail_stream, stream, "timed out")
         if self._refuses_between(source, host):
             self._carry_past(stream.source, host, self._read_stream_refusal, stream)
         else:
@@ -491,7 +508,7 @@ class Network:
             host = self.add(target)  # nobody there: silent
         assert host not in source.connections
         source.connections[host] = connection = Connection(source, host)
-        self._later(source, now_s + CONNECT_TIMEOUT_S, self._give_up_connecting, (connection,))
+        self.call_at(source, now_s + CONNECT_TIMEOUT_S, self._give_up_connecting, connection)
         if self._refuses_between(source, host):
             self._carry_past(source, host, self._refuse, connection)
         else:
@@ -528,6 +545,10 @@ class Network:
             now_s = self.scheduler.now_s
             host.timer_s = at_s if at_s > now_s else now_s + TIMER_STEP_S
             self.scheduler.at(host.timer_s, self._fire, host, host.timer_s)
+
+    def call_at(self, host: Host, at_s: float, action: Callable[..., None], *arguments: Any) -> None:
+        """Set a timer of the process, which ends with it, and waits while it is paused."""
+        self.scheduler.at(at_s, self._timer_comes, host, host.life, action, arguments)
 
     # --- faults ---------------------------------------------------------------------------------------
 
@@ -600,6 +621,15 @@ class Network:
         if late_s is None and host.paused_since_s is None:
             self._drain(host, all_of_it=True)
 
+    def refuse_peers(self, host: Host, *, refuses: bool) -> None:
+        """Let a host end the connections that others made to it, and refuse new ones, while everything else works."""
+        self.record(f"{host.name} {'refuses' if refuses else 'accepts'} peers")
+        host.refuses_peers = refuses
+        if refuses:
+            for connection in list(host.served):
+                self._carry(connection.back, self._read_end, (connection, False))
+            host.served.clear()
+
     def pause(self, host: Host, duration_s: float) -> None:
         """Stop a process as SIGSTOP does; it runs again after that time, unless it ended meanwhile."""
         assert host.running
@@ -622,6 +652,10 @@ class Network:
             action, arguments = host.overdue.pop(0)
             action(*arguments)
         self._fire(host, host.timer_s)
+
+    def is_open(self, source: Host, target: Host) -> bool:
+        """Whether packets can pass between two hosts, both ways, but for loss."""
+        return not self._cut or (self._reaches(source, target) and self._reaches(target, source))
 
     # --- reading --------------------------------------------------------------------------------------
 
@@ -683,11 +717,7 @@ class Network:
         if inbox and host.paused_since_s is None:
             self._plan_reading(host)
 
-    def _later(self, host: Host, at_s: float, action: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        """Set a timer of a process, beside its own."""
-        self.scheduler.at(at_s, self._later_fires, host, host.life, action, arguments)
-
-    def _later_fires(self, host: Host, life: int, action: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def _timer_comes(self, host: Host, life: int, action: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if host.life != life or host.process is None:
             return
         if host.paused_since_s is not None:
@@ -762,7 +792,7 @@ class Network:
 
     def _knock(self, connection: Connection) -> None:
         meets = self._meets(connection.target)
-        if meets == "refusing":
+        if meets == "refusing" or (connection.target.refuses_peers and meets == "listening"):
             self._carry(connection.back, self._refuse, (connection,))
         elif meets == "listening":
             connection.accepted = True
@@ -789,7 +819,7 @@ class Network:
     def _give_up_connecting(self, connection: Connection) -> None:
         if connection.accepted:
             later_s = self.scheduler.now_s + HELLO_TIMEOUT_S
-            self._later(connection.source, later_s, self._fail_connect, (connection, "timed out"))
+            self.call_at(connection.source, later_s, self._fail_connect, connection, "timed out")
         else:
             self._fail_connect(connection, "timed out")
 
