@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SEEDS ?= 500
-NODES ?= 5
+SCENARIO ?= cluster
 
 .PHONY: help demo test check simulate chaos containers images bench clean
 
@@ -12,7 +11,8 @@ help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
 	@echo "make test      all tests"
 	@echo "make check     ruff, mypy --strict, import contracts"
-	@echo "make simulate  random runs in virtual time: SEEDS=$(SEEDS) NODES=$(NODES)"
+	@echo "make simulate  random runs in virtual time: SCENARIO=$(SCENARIO) SEEDS=500 NODES=10,100; also lifeguard, crash,"
+	@echo "               container, silent, pause, partition, join, idle and plan"
 	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
 	@echo "make images    the container images of deploy/, by stand-ins where no registry can be reached"
 	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,store-put for some rows; needs wrk"
@@ -36,7 +36,8 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 simulate: $(INSTALLED)
-	$(BIN)/python -m chaos.simulate --seeds $(SEEDS) --nodes $(NODES)
+	$(BIN)/python -m chaos.simulate --scenario $(SCENARIO) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(NODES),--nodes $(NODES)) $(ARGS)
 
 chaos: $(INSTALLED) containers
 	$(BIN)/python -m pytest -m chaos $(ARGS)

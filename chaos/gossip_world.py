@@ -1,7 +1,7 @@
 """Many real `Swim` machines in one process, in virtual time, on the simulated network.
 
-The machines and their packets are the product's own, sealed and opened by the real codec; what stands in for the world is
-the clock and `chaos.network`. This module is the shell around each machine, and keeps count of what they conclude.
+The machines and their packets are the product's own, sealed and opened by the real codec; what stands in for the world
+is the clock and `chaos.network`. This module is the shell around each machine, and keeps count of what they conclude.
 
 A run records who declared whom dead, and whether that process lived: a *false death* is a live process that was called
 dead, counted once for each member, life and incarnation. A paused process lives.
@@ -15,7 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import mmh3
 
@@ -62,6 +62,10 @@ LINK_STABLE_S = 1.0
 RECONNECT_DELAYS_S = (0.0, 0.010, 0.050, 0.150)
 RECONNECT_DELAY_MAX_S = 1.0
 """As `zephyr.peer.link` waits before it tries again."""
+
+
+LogKind: TypeAlias = Literal["none", "hash", "lines"]
+"""Of the event log of a run: nothing of it, its fingerprint, or its lines too."""
 
 
 class Death(NamedTuple):
@@ -116,7 +120,6 @@ class GossipNode(Process):
         self._link_rng = random.Random(f"{world.seed}/link/{settings.id}/{host.life}")
         self._kept_floor = -1
         """Greatest hash among the kept links; -1 while all are kept."""
-        self._peer_count = 0
         self._streams: dict[int, Stream] = {}
         self._stream_number = 0
         self._actions: dict[type, Callable[[Any], None]] = {
@@ -269,7 +272,6 @@ class GossipNode(Process):
         """Start out with all of these known and the connections to them up."""
         self.swim.assume(members, self.now())
         others = [member for member in members if member.id != self.id]
-        self._peer_count = len(others)
         if len(others) > LINKS_ALL_KEPT_MAX:
             others = heapq.nsmallest(LINKS_KEPT, others, key=lambda member: self._weight(member.id))
             self._kept_floor = self._weight(others[-1].id)
@@ -305,9 +307,8 @@ class GossipNode(Process):
     def _choose_links(self, stranger: Member | None) -> None:
         """Keep a link to everyone, or to those whose hashes are least."""
         live = self.swim.table.live
-        if len(live) > LINKS_ALL_KEPT_MAX and stranger is not None and self._kept_floor >= 0:
-            if self._weight(stranger.id) > self._kept_floor:
-                return
+        if stranger is not None and self._kept_floor >= 0 and self._weight(stranger.id) > self._kept_floor:
+            return
         members = [record.member for record in live]
         self._kept_floor = -1
         if len(members) > LINKS_ALL_KEPT_MAX:
@@ -398,7 +399,7 @@ class GossipWorld:
         profile: str = "lan",
         lifeguard: bool = True,
         path: Path | None = None,
-        log: Literal["none", "hash", "lines"] = "none",
+        log: LogKind = "none",
         keyring: Keyring | None = None,
         settings: Settings | None = None,
     ) -> None:

@@ -262,7 +262,8 @@ class Host:
     __slots__ = (
         "_late_rng", "bytes_received", "bytes_sent", "connections", "dropped_full", "group", "inbox", "inbox_bytes",
         "kernel", "life", "name", "number", "overdue", "packets_received", "packets_sent", "paused_since_s", "process",
-        "reads_at_once", "refuses_peers", "refusing_until_s", "served", "skew_ms", "starved_s", "streams", "timer_s", "wake_serial",
+        "reads_at_once", "refuses_peers", "refusing_until_s", "served", "skew_ms", "starved_s", "streams", "timer_s",
+        "wake_serial",
     )  # fmt: skip
 
     def __init__(self, name: Name, number: int, late_rng: random.Random) -> None:
