@@ -69,6 +69,8 @@ class Case:
     starved: float = 0.0
     """Share of the nodes."""
     lifeguard: bool = True
+    connections: bool = True
+    """Members keep connections: for news at once and for exit evidence. Neither is part of plain SWIM."""
     pause_s: float = 3.0
     refusing: bool = False
 
@@ -126,6 +128,7 @@ def _world(case: Case, log: LogKind, path: Path | None = None) -> GossipWorld:
         case.seed,
         profile=case.profile,
         lifeguard=case.lifeguard,
+        connections=case.connections,
         path=path or Path(Uniform(0.0002, 0.005), loss=case.loss),
         log=log,
     )

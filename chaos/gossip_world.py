@@ -271,6 +271,8 @@ class GossipNode(Process):
     def assume(self, members: list[Member]) -> None:
         """Start out with all of these known and the connections to them up."""
         self.swim.assume(members, self.now())
+        if not self.world.connections:
+            return
         others = [member for member in members if member.id != self.id]
         if len(others) > LINKS_ALL_KEPT_MAX:
             others = heapq.nsmallest(LINKS_KEPT, others, key=lambda member: self._weight(member.id))
@@ -281,7 +283,7 @@ class GossipNode(Process):
 
     def _add_peer(self, node_id: NodeId) -> None:
         record = self.swim.table.members.get(node_id)
-        if record is None:
+        if record is None or not self.world.connections:
             return
         member = record.member
         link = self.links.get(member.gossip)
@@ -398,14 +400,16 @@ class GossipWorld:
         *,
         profile: str = "lan",
         lifeguard: bool = True,
+        connections: bool = True,
         path: Path | None = None,
         log: LogKind = "none",
         keyring: Keyring | None = None,
         settings: Settings | None = None,
     ) -> None:
-        """`lifeguard=False` is plain SWIM, for comparison."""
+        """`lifeguard=False` and no kept `connections` are plain SWIM, for comparison."""
         self.seed = seed
         self.lifeguard = lifeguard
+        self.connections = connections
         self.keyring = keyring
         self.settings = replace(settings or Settings(id="unnamed"), gossip_profile=profile)
         self.scheduler = Scheduler()
