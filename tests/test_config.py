@@ -123,7 +123,9 @@ def test_what_is_no_duration_is_refused(text):
         ("cluster", "members", "--cluster: 'members' is not " + CLUSTER_EXPECTED),
         ("http", "8080", "--http: '8080' is not HOST:PORT"),
         ("http", "host:65536", "--http: 'host:65536' is not HOST:PORT"),
-        ("join", "a:1,b", "--join: 'a:1,b' is not HOST:PORT,... or none"),
+        ("etcd", "a:1,b", "--etcd: 'a:1,b' is not HOST:PORT,... or none"),
+        ("join", "a:1,b", "--join: 'a:1,b' is not HOST:PORT, dns:NAME:PORT or srv:NAME, with commas between, or none"),
+        ("join", "srv:", "--join: 'srv:' is not HOST:PORT, dns:NAME:PORT or srv:NAME, with commas between, or none"),
         ("lease_ttl", "soon", "--lease-ttl: 'soon' is not a duration such as 500ms, 10s, 2m, 1h or 7d"),
         ("lease_ttl", "1s", "--lease-ttl: 1s is not between 2s and 5m"),
         ("memory", "lots", "--memory: 'lots' is not a size such as 64KiB, 256MiB or 2GiB"),
@@ -193,7 +195,9 @@ def test_every_setting_has_its_flag_its_variable_and_its_key_in_a_file(name, cap
     spec = SPECS[name]
     partners = {"etcd_cert": "etcd_key", "etcd_key": "etcd_cert", "etcd_user": "etcd_password",
                 "etcd_password": "etcd_user"}  # fmt: skip
-    text = {"address": "127.0.0.1:1", "addresses": "127.0.0.1:1", "quorum": "1"}.get(spec.kind, "given")
+    text = {"address": "127.0.0.1:1", "addresses": "127.0.0.1:1", "seeds": "127.0.0.1:1", "quorum": "1"}.get(
+        spec.kind, "given"
+    )
     if spec.low is not None:
         text = format_value(spec, DEFAULTS[name])
     if spec.choices:

@@ -6,8 +6,9 @@ The rule at this stage: *the ring is what etcd has registered*, and
 - what etcd said last stands for as long as etcd is silent: an unreachable etcd changes no ring;
 - an empty etcd never empties the ring, and a wiped one does not shrink it: the last ring is held until
   all of its members have registered again, or for `takeover_max`;
-- without etcd (`--etcd none`) the ring is static: this node and every `--join` address that has said who
-  it is. Nobody leaves it, dead or alive.
+- without etcd (`--etcd none`) the ring is whoever gossip has called alive, and has not called left, or dead for
+  `gossip_evict_after`. Both sides of a split then serve.
+- whom gossip calls dead or left is not routed to, whatever the ring says.
 
 Invariants (checked by the simulator): a ring once seen is never empty again; equal members give equal
 digests on every node.
@@ -18,14 +19,16 @@ from __future__ import annotations
 from math import inf
 
 from zephyr.config import Settings
-from zephyr.etcd.lease import RETRY_FIRST_S, RETRY_MAX_S, EtcdMembership
-from zephyr.events import Effect, IdentityProbed, Note, ProbeIdentity, Stop
+from zephyr.etcd.lease import EtcdMembership
+from zephyr.events import Effect, Note
+from zephyr.gossip.swim import Swim
+from zephyr.gossip.table import Record
 from zephyr.model import (
-    Address,
     Authority,
     ClusterView,
     EtcdStatus,
     EtcdWitness,
+    GossipWitness,
     Instant,
     Member,
     MemberView,
@@ -35,75 +38,17 @@ from zephyr.model import (
 from zephyr.ring.ring import ring_digest
 
 
-class StaticMembership:
-    """The members of a cluster without etcd: whoever answers at the `--join` addresses."""
-
-    def __init__(self, settings: Settings, member: Member) -> None:
-        self.member = member
-        self.members: dict[NodeId, Member] = {member.id: member}
-        self.change_count = 0
-        self._due_s: dict[Address, float] = {}
-        self._failures: dict[Address, int] = {}
-        self._addresses = settings.join
-
-    @property
-    def missing(self) -> tuple[Address, ...]:
-        """Addresses that have not said yet who they are."""
-        return tuple(self._failures)
-
-    def start(self, now: Instant) -> list[Effect]:
-        """Ask every address who is there."""
-        self._failures = dict.fromkeys(self._addresses, 0)
-        self._due_s = dict.fromkeys(self._addresses, now.monotonic_s)
-        return self.poll(now)
-
-    def deadline(self) -> float:
-        """Return the monotonic second of the next question."""
-        return min(self._due_s.values(), default=inf)
-
-    def poll(self, now: Instant) -> list[Effect]:
-        """Ask again where nobody answered."""
-        due = [address for address, due_s in self._due_s.items() if due_s <= now.monotonic_s]
-        for address in due:
-            del self._due_s[address]
-        return [ProbeIdentity(address) for address in due]
-
-    def on_probed(self, event: IdentityProbed, now: Instant) -> list[Effect]:
-        """Learn who is at an address, or plan to ask again."""
-        if event.address not in self._failures:
-            return []
-        if event.member is None:
-            failures = self._failures[event.address]
-            self._failures[event.address] = failures + 1
-            self._due_s[event.address] = now.monotonic_s + min(RETRY_FIRST_S * 2 ** min(failures, 16), RETRY_MAX_S)
-            return []
-        del self._failures[event.address]
-        self.change_count += 1
-        return self.learn(event.member)
-
-    def learn(self, member: Member) -> list[Effect]:
-        """Take in what a member says of itself; a newer life replaces an older one."""
-        known = self.members.get(member.id)
-        if member.id == self.member.id:
-            if member.epoch >= self.member.epoch:
-                return []  # Itself, or a newcomer that will find this node and stop.
-            return [Stop(1, f"another live process has the id {member.id}, at {member.peer}")]
-        if known is None or known.epoch < member.epoch:
-            self.members[member.id] = member
-            self.change_count += 1
-        return []
-
-
 class Reconciler:
-    """Combines the witnesses into a `ClusterView`. Exactly one of `etcd` and `static` is given."""
+    """Combines the witnesses into a `ClusterView`."""
 
-    def __init__(self, settings: Settings, etcd: EtcdMembership | None, static: StaticMembership | None) -> None:
-        assert (etcd is None) != (static is None)
+    def __init__(self, settings: Settings, etcd: EtcdMembership | None, swim: Swim) -> None:
+        """`etcd` is None for a cluster that lives by gossip alone."""
         self.settings = settings
         self.etcd = etcd
-        self.static = static
+        self.swim = swim
         self.ring_members: dict[NodeId, Member] = {}
         """The owners of data, by id."""
+        self._evict_at_s = inf
         self._held_since_s: float | None = None
         self._wipe_count = 0
         self._authority: Authority = "none"
@@ -111,7 +56,9 @@ class Reconciler:
         self._witness: dict[NodeId, tuple[EtcdWitness, float]] = {}
 
     def deadline(self) -> float:
-        """Return the monotonic second at which a hold ends by itself."""
+        """Return the monotonic second at which a hold or a dead member's grace ends by itself."""
+        if self.etcd is None:
+            return self._evict_at_s
         if self._held_since_s is None or not self._committed():
             return inf
         return self._held_since_s + self.settings.takeover_max
@@ -122,13 +69,28 @@ class Reconciler:
         if self.etcd is not None:
             notes += self._reconcile_etcd(self.etcd, now)
         else:
-            assert self.static is not None
-            self.ring_members = dict(self.static.members)
+            self._reconcile_gossip(now)
         authority = self._lead()
         if authority != self._authority:
             notes.append(_note(now, "authority", "", "authority", f"{self._authority} -> {authority}"))
             self._authority, self._authority_since_s = authority, now.monotonic_s
         return self._view(connected, now), notes
+
+    def _reconcile_gossip(self, now: Instant) -> None:
+        """Gossip alone: the dead leave after a while, those who said goodbye at once."""
+        members = {self.swim.member.id: self.swim.member}
+        self._evict_at_s = inf
+        for node_id, record in self.swim.table.members.items():
+            evict_at_s = inf
+            if record.state == "dead":
+                evict_at_s = record.since_s + self.settings.gossip_evict_after
+            elif record.state == "left":
+                evict_at_s = record.since_s
+            is_candidate = node_id in self.ring_members or record.live_index >= 0
+            if is_candidate and evict_at_s > now.monotonic_s:
+                members[node_id] = record.member
+                self._evict_at_s = min(self._evict_at_s, evict_at_s)
+        self.ring_members = members
 
     def _committed(self) -> dict[NodeId, Member]:
         """Owners by etcd's word. A joining member is none yet."""
@@ -159,7 +121,7 @@ class Reconciler:
     def _lead(self) -> Authority:
         """Name the witness that leads."""
         if self.etcd is None:
-            return "static"
+            return "gossip"
         if self._held_since_s is not None:
             return "held"
         if self.etcd.reachable:
@@ -169,6 +131,7 @@ class Reconciler:
     def _view(self, connected: dict[NodeId, bool], now: Instant) -> ClusterView:
         etcd = self.etcd
         listed: dict[NodeId, Member] = dict(self.ring_members)
+        listed.update((node_id, record.member) for node_id, record in self.swim.table.members.items())
         if etcd is not None:
             listed.update((item.member.id, item.member) for item in etcd.registrations.values())
         rows = tuple(self._row(listed[node_id], connected, now) for node_id in sorted(listed))
@@ -187,12 +150,18 @@ class Reconciler:
     def _row(self, member: Member, connected: dict[NodeId, bool], now: Instant) -> MemberView:
         node_id = member.id
         in_ring = node_id in self.ring_members
-        routable = node_id == self.settings.id or connected.get(node_id, True)
+        record = self.swim.table.members.get(node_id)
+        gossip = self._gossip(node_id, record)
+        routable = gossip not in ("dead", "left") and (node_id == self.settings.id or connected.get(node_id, True))
         witness, revision = self._testimony(node_id)
         known_witness, since_s = self._witness.get(node_id, (None, now.monotonic_s))
-        verdict, reason = self._judge(member, witness, in_ring=in_ring, routable=routable)
+        verdict, reason = self._judge(member, gossip, witness, in_ring=in_ring, routable=routable)
+        own_since_s = None if node_id != self.settings.id else 0.0
         return MemberView(
             member=member,
+            gossip=gossip,
+            gossip_since_s=record.since_s if record else own_since_s,
+            incarnation=record.incarnation if record else self.swim.incarnation if own_since_s is not None else 0,
             etcd=witness,
             etcd_revision=revision,
             etcd_since_s=since_s if witness == known_witness else now.monotonic_s,
@@ -201,6 +170,11 @@ class Reconciler:
             verdict=verdict,
             reason=reason,
         )
+
+    def _gossip(self, node_id: NodeId, record: Record | None) -> GossipWitness:
+        if node_id == self.settings.id:
+            return "left" if self.swim.is_leaving else "alive"
+        return record.state if record is not None else "unknown"
 
     def _testimony(self, node_id: NodeId) -> tuple[EtcdWitness, int]:
         if self.etcd is None:
@@ -211,28 +185,42 @@ class Reconciler:
             return "unreachable", revision
         return ("registered" if registration else "absent"), revision
 
-    def _judge(self, member: Member, witness: EtcdWitness, *, in_ring: bool, routable: bool) -> tuple[str, str]:
+    def _judge(
+        self, member: Member, gossip: GossipWitness, witness: EtcdWitness, *, in_ring: bool, routable: bool
+    ) -> tuple[str, str]:
         """Return the verdict and one sentence for a person."""
-        tail = "" if routable else "; it cannot be reached from here"
-        match witness:
-            case "off":
-                return "static", f"listed by --join; no etcd is configured{tail}"
-            case "unreachable":
-                return "held", f"etcd cannot be reached; its last word stands{tail}"
-            case "absent":
-                return "held", f"etcd lost its registration; the last ring is held until all register again{tail}"
-            case "registered" if not in_ring and member.state == "joining":
-                return "pending", f"registered as joining; owns nothing yet{tail}"
-            case "registered" if not in_ring:
-                return "held", f"registered, and joins the ring when the held one is released{tail}"
-            case "registered" if not routable:
-                return (
-                    "unreachable",
-                    "registered, but it cannot be reached from here; leaves the ring when its lease ends",
-                )
-            case "registered":
-                return "agree", f"registered and {member.state}"
-        raise AssertionError(witness)
+        tail = "" if routable or gossip in ("dead", "left") else "; it cannot be reached from here"
+        gone = gossip in ("dead", "left")
+        if witness != "registered":
+            return _judge_unregistered(gossip, witness, tail, in_ring=in_ring)
+        if not in_ring and member.state == "joining":
+            return "pending", f"registered as joining; owns nothing yet{tail}"
+        if not in_ring:
+            return "held", f"registered, and joins the ring when the held one is released{tail}"
+        if gone:
+            return "gossip-first", f"gossip says {gossip}, etcd still holds its lease; leaves the ring when that ends"
+        if gossip == "suspect":
+            return "gossip-first", f"gossip suspects it, etcd holds its lease{tail}"
+        if not routable:
+            return "unreachable", "registered, but it cannot be reached from here; leaves the ring when its lease ends"
+        return "agree", f"registered and {member.state}"
+
+
+def _judge_unregistered(gossip: GossipWitness, witness: EtcdWitness, tail: str, *, in_ring: bool) -> tuple[str, str]:
+    gone = gossip in ("dead", "left")
+    match witness:
+        case "off" if gone and in_ring:
+            return "gossip-first", f"gossip says {gossip}; leaves the ring when its grace is over"
+        case "off":
+            return "agree", f"gossip says {gossip}; no etcd is configured{tail}"
+        case "unreachable":
+            return "held", f"gossip says {gossip}, etcd cannot be reached; its last word stands{tail}"
+        case "absent" if in_ring:
+            return "held", f"etcd lost its registration; the last ring is held until all register again{tail}"
+        case "absent" if gone:
+            return "agree", f"gossip says {gossip}, and etcd has no registration"
+        case _:
+            return "unregistered", f"gossip says {gossip}, etcd has no registration; owns nothing{tail}"
 
 
 def _note(now: Instant, kind: str, member: NodeId, source: str, detail: str) -> Note:

@@ -8,6 +8,7 @@ hands raw texts to `parse_setting`. Durations are float seconds inside the progr
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -90,11 +91,14 @@ class Settings:
     exit_suspicion: float = _setting(
         0.25, "duration", "Time to refute once two members saw a process end.", low=0.05, high=60
     )
+    gossip_evict_after: float = _setting(
+        30.0, "duration", "Without etcd, a member that is dead for this long leaves the ring.", low=0, high=3600
+    )
     dead_memory: float = _setting(
         86400.0, "duration", "How long a member that died or left is remembered.", low=1, high=30 * 86400
     )
     etcd: tuple[str, ...] = _setting(
-        ("127.0.0.1:2379",), "addresses", "etcd endpoints HOST:PORT,..., or none for a static cluster."
+        ("127.0.0.1:2379",), "addresses", "etcd endpoints HOST:PORT,..., or none to live by gossip alone."
     )
     etcd_ca: str = _setting("", "text", "File of PEM certificates that sign etcd's; turns TLS on.")
     etcd_cert: str = _setting("", "text", "File of this node's PEM client certificate for etcd.")
@@ -230,7 +234,7 @@ def parse_setting(name: str, text: str) -> Any:
     """
     spec = SPECS[name]
     try:
-        value = _read(spec, text.strip())
+        value = _READ[spec.kind](text.strip())
     except (ValueError, OverflowError):
         raise ConfigError(f"{flag(name)}: {text!r} is not {_EXPECTED[spec.kind]}") from None
     if spec.choices and value not in spec.choices:
@@ -257,29 +261,9 @@ _EXPECTED: dict[str, str] = {
 }
 
 
-def _read(spec: Spec, text: str) -> Any:
-    match spec.kind:
-        case "duration":
-            return parse_duration_s(text)
-        case "bytes":
-            return _parse_bytes(text)
-        case "count":
-            return int(text)
-        case "number":
-            return _parse_number(text)
-        case "address":
-            parse_address(text)
-            return text
-        case "addresses":
-            return _parse_addresses(text)
-        case "seeds":
-            return _parse_seeds(text)
-        case "quorum":
-            return _parse_quorum(text)
-        case "id" | "zone" | "cluster":
-            return _parse_name(spec.kind, text)
-        case "text":
-            return text
+def _parse_address_text(text: str) -> str:
+    parse_address(text)
+    return text
 
 
 def _parse_bytes(text: str) -> int:
@@ -327,12 +311,37 @@ def _parse_quorum(text: str) -> str:
     return text
 
 
-def _parse_name(kind: str, text: str) -> str:
-    if kind == "zone" and not text:
-        return text
-    if not NODE_ID_PATTERN.fullmatch(text) or (kind == "cluster" and text in CLUSTER_NAMES_RESERVED):
+def _parse_name(text: str) -> str:
+    if not NODE_ID_PATTERN.fullmatch(text):
         raise ValueError(text)
     return text
+
+
+def _parse_zone(text: str) -> str:
+    return _parse_name(text) if text else text
+
+
+def _parse_cluster(text: str) -> str:
+    if text in CLUSTER_NAMES_RESERVED:
+        raise ValueError(text)
+    return _parse_name(text)
+
+
+_READ: dict[Kind, Callable[[str], Any]] = {
+    "text": str,
+    "id": _parse_name,
+    "zone": _parse_zone,
+    "cluster": _parse_cluster,
+    "address": _parse_address_text,
+    "addresses": _parse_addresses,
+    "seeds": _parse_seeds,
+    "duration": parse_duration_s,
+    "bytes": _parse_bytes,
+    "count": int,
+    "number": _parse_number,
+    "quorum": _parse_quorum,
+}
+"""How the text of each kind is read. Each raises ValueError, or OverflowError, for what is none."""
 
 
 def validated(settings: Settings) -> Settings:

@@ -159,6 +159,8 @@ class PeerDisconnected:
 
     node_id: NodeId
     reason: str
+    is_goodbye: bool = False
+    """One of the two sides ended it on purpose and said so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,13 +35,13 @@ LAG_SAMPLES_MAX = 100
 """Samples of the event loop's lag that are kept, ten seconds of them: a scrape shows the worst, not the last."""
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus' own format, which everybody reads."""
-VERDICTS_AGREED = ("agree", "static")
-"""Verdicts that are no disagreement between the witnesses: one of them, or the only one, is content."""
+VERDICT_AGREED = "agree"
+"""The verdict that is no disagreement between the witnesses: both, or the only one, are content."""
 
 
 def disagreements(view: ClusterView) -> int:
     """Count the members on which the witnesses do not agree."""
-    return sum(row.verdict not in VERDICTS_AGREED for row in view.members)
+    return sum(row.verdict != VERDICT_AGREED for row in view.members)
 
 
 class Metrics(Collector):

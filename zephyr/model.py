@@ -19,9 +19,10 @@ Version: TypeAlias = bytes
 """16 bytes that compare as the versions do: hybrid logical clock, then the writer's tag (`zephyr.store.record`)."""
 
 MemberState: TypeAlias = Literal["joining", "serving", "leaving"]
-Authority: TypeAlias = Literal["both", "etcd", "gossip", "relayed", "held", "static", "none"]
+Authority: TypeAlias = Literal["both", "etcd", "gossip", "relayed", "held", "none"]
 EtcdState: TypeAlias = Literal["connected", "relayed", "unreachable", "off"]
 EtcdWitness: TypeAlias = Literal["registered", "absent", "unreachable", "off"]
+GossipWitness: TypeAlias = Literal["alive", "suspect", "dead", "left", "unknown"]
 
 PROTOCOL_MIN = 1
 """Oldest peer protocol this program speaks."""
@@ -68,6 +69,11 @@ class MemberView:
     """One row of a cluster view: what each witness says of a member, and what follows."""
 
     member: Member
+    gossip: GossipWitness
+    gossip_since_s: float | None
+    """Monotonic seconds at which `gossip` took its value; None while it is unknown."""
+    incarnation: int
+    """What gossip last heard of this life; 0 while it is unknown."""
     etcd: EtcdWitness
     etcd_revision: int
     etcd_since_s: float

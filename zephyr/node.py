@@ -17,10 +17,11 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from zephyr.cluster import Reconciler, StaticMembership
+from zephyr.cluster import Reconciler
 from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
 from zephyr.events import (
+    DatagramReceived,
     Effect,
     EtcdCallFailed,
     EtcdKeysChecked,
@@ -34,15 +35,22 @@ from zephyr.events import (
     LeaseKeptAlive,
     LeaseRevoked,
     LeaveRequested,
+    LoopLagged,
     Note,
     PeerConnected,
     PeerDisconnected,
+    PeerRefused,
     PublishView,
+    SeedsResolved,
     SetPeers,
     Started,
     Stop,
+    StreamFailed,
+    StreamReceived,
+    StreamReplied,
     TimerFired,
 )
+from zephyr.gossip.swim import Swim
 from zephyr.model import ClusterView, Instant, Member, NodeId, Outcome, ReadRequest, TimelineEntry, WriteRequest
 from zephyr.replication.coordinator import Coordinator, Pending
 from zephyr.ring.ring import Ring, RingBuilder, RingMember, build_ring, key_slot
@@ -83,8 +91,8 @@ class Node:
             slot_of=key_slot,
         )
         self.etcd = EtcdMembership(settings, member, rng, now) if settings.etcd else None
-        self.static = None if settings.etcd else StaticMembership(settings, member)
-        self.cluster = Reconciler(settings, self.etcd, self.static)
+        self.swim = Swim(settings, member, rng)
+        self.cluster = Reconciler(settings, self.etcd, self.swim)
         self.ring: Ring = build_ring((), settings.replicas, settings.virtual_nodes)
         self.clock = HybridLogicalClock(settings.id)
         self.coordinator = Coordinator(settings, self.ring, self.store, self.clock)
@@ -94,7 +102,7 @@ class Node:
         self._peers: tuple[Member, ...] = ()
         self._building: RingBuilder | None = None
         self._view_next: ClusterView | None = None
-        self._witness_changes_seen = -1
+        self._witness_changes_seen = (-1, -1)
         self._connections_changed = False
         self._reclaiming: deque[int] = deque()
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
@@ -104,12 +112,16 @@ class Node:
         self.view, _ = self.cluster.reconcile(self._connected, now)
         self._handlers: dict[type, Callable[[Any, Instant], list[Effect]]] = {
             Started: self._on_started,
-            TimerFired: lambda _event, _now: [],
+            TimerFired: lambda _event, now: self.swim.poll(now),
             LeaveRequested: self._on_leave_requested,
             IdentityProbed: self._on_probed,
             PeerConnected: self._on_peer_connected,
             PeerDisconnected: self._on_peer_disconnected,
         }
+        self._handlers |= dict.fromkeys(
+            (DatagramReceived, StreamReceived, StreamReplied, StreamFailed, SeedsResolved, LoopLagged, PeerRefused),
+            self.swim.handle,
+        )
         if self.etcd is not None:
             self._handlers |= {
                 EtcdSnapshotRead: self.etcd.on_snapshot,
@@ -128,10 +140,7 @@ class Node:
     @property
     def member(self) -> Member:
         """This node's current life."""
-        if self.etcd is not None:
-            return self.etcd.member
-        assert self.static is not None
-        return self.static.member
+        return self.swim.member
 
     def readiness(self) -> tuple[str, ...]:
         """Return what is missing before clients should be sent here; empty: ready.
@@ -141,8 +150,8 @@ class Node:
         missing = []
         if self._leave_asked:
             missing.append("leaving the cluster")
-        if self.static is not None and self.static.missing:
-            missing.append(f"nobody has answered yet at {', '.join(self.static.missing)}")
+        if self.etcd is None and self.settings.join and not self.swim.table.members:
+            missing.append(f"nobody has answered yet at {', '.join(self.settings.join)}")
         if self.settings.id not in self.view.owners:
             if self.etcd is not None and not self.etcd.reachable:
                 missing.append(f"etcd cannot be reached: {self.view.etcd.reason}; retrying")
@@ -153,6 +162,7 @@ class Node:
     def check_invariants(self) -> None:
         """Assert what must hold between any two events; for tests and the simulator."""
         self.coordinator.check_invariants()
+        self.swim.check_invariants()
         assert self.view.owners or not self.ring_change_count, "a ring once seen is never empty"
 
     def deadline(self) -> float:
@@ -161,7 +171,7 @@ class Node:
             return -inf
         return min(
             inf if self.etcd is None else self.etcd.deadline(),
-            inf if self.static is None else self.static.deadline(),
+            self.swim.deadline(),
             self.cluster.deadline(),
             self.coordinator.deadline(),
             self._expire_at_s,
@@ -178,9 +188,7 @@ class Node:
                 self.coordinator.view_doubted = False
                 self.etcd.request_check(now)
             effects += self.etcd.poll(now)
-        else:
-            assert self.static is not None
-            effects += self.static.poll(now)
+            effects += self._agree_on_epoch(self.etcd, now)
         effects += self.coordinator.poll(now)
         effects += self._reconcile(now)
         effects += self._build(now)
@@ -193,27 +201,32 @@ class Node:
         return effects
 
     def _on_started(self, _event: Started, now: Instant) -> list[Effect]:
+        effects = self.swim.start(now)
         if self.etcd is not None:
-            return self.etcd.start(now)
-        assert self.static is not None
-        return self.static.start(now)
+            effects += self.etcd.start(now)
+        return effects
+
+    def _agree_on_epoch(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
+        """Announce a new registration by gossip; register above a life that gossip remembers."""
+        if etcd.member.epoch >= self.swim.member.epoch:
+            return self.swim.update(etcd.member, now)
+        etcd.heard_epoch(self.swim.member.epoch)
+        return []
 
     def _on_leave_requested(self, _event: LeaveRequested, now: Instant) -> list[Effect]:
         self._leave_asked = True
+        effects = self.swim.leave(now)
         if self.etcd is not None:
-            return self.etcd.leave(now)
-        self._stop_at_s = min(self._stop_at_s, now.monotonic_s)
-        return []
+            return effects + self.etcd.leave(now)
+        self._stop_at_s = min(self._stop_at_s, now.monotonic_s + LEAVE_LINGER_S)
+        return effects
 
     def _on_probed(self, event: IdentityProbed, now: Instant) -> list[Effect]:
-        if self.etcd is not None:
-            return self.etcd.on_probed(event, now)
-        assert self.static is not None
-        return self.static.on_probed(event, now)
+        return self.etcd.on_probed(event, now) if self.etcd is not None else []
 
     def _on_peer_connected(self, event: PeerConnected, now: Instant) -> list[Effect]:
         node_id = event.member.id
-        effects = self.static.learn(event.member) if self.static is not None else []
+        effects = self.swim.handle(event, now)
         if self._connected.get(node_id) is not True:
             self._connected[node_id] = self._connections_changed = True
             self.coordinator.peer_reachable(node_id, reachable=True)
@@ -221,23 +234,27 @@ class Node:
         return effects
 
     def _on_peer_disconnected(self, event: PeerDisconnected, now: Instant) -> list[Effect]:
+        effects = self.swim.handle(event, now)
         if self._connected.get(event.node_id) is False:
-            return []
+            return effects
         self._connected[event.node_id] = False
         self._connections_changed = True
         self.coordinator.peer_reachable(event.node_id, reachable=False)
-        return [self._note(now, "peer-disconnected", event.node_id, event.reason)]
+        return [*effects, self._note(now, "peer-disconnected", event.node_id, event.reason)]
 
     def _reconcile(self, now: Instant) -> list[Effect]:
         """Compute the view anew when a witness said something new or a hold is over."""
-        witness = self.static if self.etcd is None else self.etcd
-        assert witness is not None
-        unchanged = witness.change_count == self._witness_changes_seen and not self._connections_changed
+        changes = (self.swim.change_count, self.etcd.change_count if self.etcd is not None else 0)
+        unchanged = changes == self._witness_changes_seen and not self._connections_changed
         if unchanged and now.monotonic_s < self.cluster.deadline():
             return []
-        self._witness_changes_seen = witness.change_count
+        effects: list[Effect] = []
+        if self.etcd is not None and changes[1] != self._witness_changes_seen[1]:
+            effects += self.swim.introduce([item.member for item in self.etcd.registrations.values()], now)
+        self._witness_changes_seen = changes
         self._connections_changed = False
-        view, effects = self.cluster.reconcile(self._connected, now)
+        view, notes = self.cluster.reconcile(self._connected, now)
+        effects += notes
         effects += self._set_peers(view)
         if view.digest == self.coordinator.digest:
             self._building = self._view_next = None
@@ -249,7 +266,11 @@ class Node:
         return effects
 
     def _set_peers(self, view: ClusterView) -> list[Effect]:
-        peers = tuple(row.member for row in view.members if row.member.id != self.settings.id)
+        peers = tuple(
+            row.member
+            for row in view.members
+            if row.member.id != self.settings.id and (row.in_ring or row.gossip not in ("dead", "left"))
+        )
         if peers == self._peers:
             return []
         self._peers = peers
@@ -271,7 +292,7 @@ class Node:
         if ring.members != self.ring.members:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
-            self._reclaiming = deque(self.store.occupied_slots() if self.etcd is not None else ())
+            self._reclaiming = deque(self.store.occupied_slots())
         self.ring = ring
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
@@ -279,6 +300,7 @@ class Node:
         if view == self.view:
             return []
         self.view = view
+        self.swim.ring_digest = view.digest
         return [PublishView(view)]
 
     def _reclaim(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import random
 import resource
 import signal
@@ -18,6 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -38,13 +40,20 @@ from zephyr.events import (
     IdentityProbed,
     KeepLeaseAlive,
     LeaveRequested,
+    LoopLagged,
     Note,
+    OpenStream,
     PeerConnected,
     PeerDisconnected,
+    PeerRefused,
     ProbeIdentity,
     PublishView,
     ReadSnapshot,
+    ReplyStream,
+    ResolveSeeds,
     RevokeLease,
+    SendDatagram,
+    SendNews,
     SendPeer,
     SetPeers,
     Started,
@@ -53,13 +62,18 @@ from zephyr.events import (
     TransactKey,
     WatchKeys,
 )
+from zephyr.gossip.udp import GossipHost, GossipTransport
+from zephyr.gossip.wire import Envelope, Keyring
 from zephyr.metrics import Metrics
 from zephyr.model import Address, Instant, Member, Outcome, ReadRequest, WriteRequest
 from zephyr.node import Node
 from zephyr.peer.tcp import PeerHost, PeerTransport
+from zephyr.peer.wire import Operation, Status
 
 LAG_PERIOD_S = 0.1
 """How often the event loop's lag is measured."""
+LAG_TOLD_S = 0.05
+"""From this lag on the core is told, and once more when it is over: less does not concern it."""
 FILES_BESIDE_CLIENTS = 2048
 """File descriptors beside clients' connections: peers, both ways, etcd, and what a process has anyway."""
 EXIT_CONFIG = 64
@@ -128,12 +142,18 @@ class Runtime:
             replied=self._peer_replied,
             failed=self._peer_failed,
             connected=lambda member: self.dispatch(PeerConnected(member)),
-            disconnected=lambda node_id, reason: self.dispatch(PeerDisconnected(node_id, reason)),
+            disconnected=lambda node_id, reason, goodbye: self.dispatch(PeerDisconnected(node_id, reason, goodbye)),
+            refused=lambda node_id, epoch: self.dispatch(PeerRefused(node_id, epoch)),
             probed=lambda address, member, reason: self.dispatch(IdentityProbed(address, member, reason)),
         )
         self.peers = PeerTransport(settings, host, self._rng)
         await self.peers.bind()
         stack.push_async_callback(self.peers.close)
+        envelope = Envelope(settings.cluster, settings.id, read_keyring(settings), os.urandom)
+        gossip_host = GossipHost(dispatch=self.dispatch, epoch=lambda: self.node.member.epoch)
+        self.gossip = GossipTransport(settings, envelope, gossip_host)
+        await self.gossip.bind()
+        stack.push_async_callback(self.gossip.close)
         self.metrics = Metrics()
         self.api = HttpApi(settings, submit=self.submit, now=now, metrics=self.metrics)
         await self.api.bind()
@@ -148,6 +168,7 @@ class Runtime:
             stack.push_async_callback(self.etcd.close)
         self._carry_out = self._table_of_effects()
         await self.peers.start()
+        self.gossip.start()
         lag = tasks.create_task(self._measure_lag())
         stack.callback(lag.cancel)
         self._listen_to_signals()
@@ -164,7 +185,7 @@ class Runtime:
         return Member(
             id=settings.id,
             http=self._advertised(self.api.bound_address),
-            gossip=self._advertised(settings.gossip),
+            gossip=self._advertised(self.gossip.address),
             peer=self._advertised(self.peers.address),
             epoch=self.started.unix_ms,
             weight=settings.weight,
@@ -195,6 +216,17 @@ class Runtime:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, on_signal)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload_keyring)
+
+    def _reload_keyring(self) -> None:
+        """Read the keys anew; a file that is unusable now changes nothing."""
+        try:
+            self.gossip.envelope.keyring = read_keyring(self.settings)
+        except ConfigError as error:
+            log.error("keyring", detail=str(error))  # noqa: TRY400  # one line tells all
+            return
+        keyring = self.gossip.envelope.keyring
+        log.info("keyring", keys=len(keyring.keys) if keyring else 0)
 
     # --- events in ------------------------------------------------------------------------------------
 
@@ -218,7 +250,20 @@ class Runtime:
         return future
 
     def _serve_peer(self, operation: int, arguments: tuple[Any, ...], digest: bytes) -> tuple[int, tuple[Any, ...]]:
+        if operation == Operation.NEWS:
+            return self._receive_news(arguments)
         return self.node.serve_peer(operation, arguments, digest, now())
+
+    def _receive_news(self, arguments: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:
+        match arguments:
+            case (bytes(packet),):
+                self.gossip.receive_news(packet)
+                return Status.OK, ()
+            case _:
+                return Status.BAD_REQUEST, ("no packet",)
+
+    def _send_news(self, effect: SendNews) -> None:
+        self.peers.tell(effect.node_ids, Operation.NEWS, (self.gossip.seal_news(effect.messages),))
 
     def _peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...]) -> None:
         self.execute(self.node.peer_replied(call_id, status, payload, now()))
@@ -237,6 +282,7 @@ class Runtime:
 
     def _fire(self) -> None:
         self._timer, self._timer_s = None, float("inf")
+        self.gossip.drain()  # After a stall, the answers that waited count before the time-outs do.
         self.dispatch(TimerFired())
 
     # --- effects out ----------------------------------------------------------------------------------
@@ -255,7 +301,9 @@ class Runtime:
             PublishView: lambda _effect: None,  # Pages read the view from the node.
             Note: self._log,
             Stop: self._end,
+            SendNews: self._send_news,
         }
+        table |= dict.fromkeys((SendDatagram, OpenStream, ReplyStream, ResolveSeeds), self.gossip.execute)
         if self.etcd is not None:
             for kind in (ReadSnapshot, CheckKeys, WatchKeys, GrantLease, KeepLeaseAlive, RevokeLease, TransactKey):
                 table[kind] = self.etcd.execute
@@ -277,10 +325,15 @@ class Runtime:
 
     async def _measure_lag(self) -> None:
         """Measure how late the event loop wakes a task: a node that stalls must know it."""
+        was_told = False
         while True:
             asked_s = time.monotonic()
             await asyncio.sleep(LAG_PERIOD_S)
-            self.metrics.observe_event_loop_lag(max(0.0, time.monotonic() - asked_s - LAG_PERIOD_S))
+            lag_s = max(0.0, time.monotonic() - asked_s - LAG_PERIOD_S)
+            self.metrics.observe_event_loop_lag(lag_s)
+            if lag_s >= LAG_TOLD_S or was_told:
+                was_told = lag_s >= LAG_TOLD_S
+                self.dispatch(LoopLagged(lag_s))
 
 
 def _is_any(host: str) -> bool:
@@ -298,6 +351,21 @@ def default_route_host() -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
+
+
+def read_keyring(settings: Settings) -> Keyring | None:
+    """Read the file of `--gossip-keyring`. Raises ConfigError with one line."""
+    if not settings.gossip_keyring:
+        return None
+    try:
+        text = Path(settings.gossip_keyring).read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
+        raise ConfigError(f"--gossip-keyring: cannot read {settings.gossip_keyring}: {reason}") from None
+    try:
+        return Keyring.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"--gossip-keyring: {settings.gossip_keyring}: {error}") from None
 
 
 def raise_file_limit(connections_max: int) -> None:

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zephyr.errors import WireError
+from zephyr.member_codec import EPOCH_MAX, decode_member, encode_member
 from zephyr.model import Member
 from zephyr.peer.wire import (
     ALLOWANCE_MS_MAX,
     ARRAY_ITEMS_MAX,
     CALL_ID_MAX,
-    EPOCH_MAX,
     FRAME_BYTES_MAX_HIGH,
     HELLO_BYTES_MAX,
     LENGTH_BYTES,
@@ -34,10 +34,8 @@ from zephyr.peer.wire import (
     Status,
     agreed_protocol,
     decode_frame,
-    decode_member,
     encode_goodbye,
     encode_hello,
-    encode_member,
     encode_reply,
     encode_request,
     frame_bytes_max,

@@ -51,10 +51,14 @@ def views_page(node: Node, lag_s: float | None, started: Instant, now: Instant) 
         "authority": view.authority,
         "authority_since_s": _age_s(view.authority_since_s, started, now),
         "etcd": _etcd(etcd, now),
-        "gossip": {"health": None, "probe_interval_s": None, "event_loop_lag_s": lag_s and round(lag_s, 6)},
+        "gossip": {
+            "health": node.swim.health,
+            "probe_interval_s": node.swim.probe_interval_s,
+            "event_loop_lag_s": lag_s and round(lag_s, 6),
+        },
         "ring": {"epoch": _epoch(view), "digest": view.digest.hex(), "owners": list(view.owners)},
         "disagreements": disagreements(view),
-        "members": [_member(row, started, now) for row in view.members],
+        "members": [_member(node, row, started, now) for row in view.members],
     }
 
 
@@ -112,8 +116,9 @@ def _etcd(status: EtcdStatus, now: Instant) -> dict[str, Any]:
     }
 
 
-def _member(row: MemberView, started: Instant, now: Instant) -> dict[str, Any]:
+def _member(node: Node, row: MemberView, started: Instant, now: Instant) -> dict[str, Any]:
     member = row.member
+    record = node.swim.table.members.get(member.id)
     return {
         "id": member.id,
         "http": member.http,
@@ -122,7 +127,13 @@ def _member(row: MemberView, started: Instant, now: Instant) -> dict[str, Any]:
         "weight": member.weight,
         "epoch": member.epoch,
         "state": member.state,
-        "gossip": {"state": "unknown", "incarnation": None, "since_s": None, "phi": None, "rtt_ms": None},
+        "gossip": {
+            "state": row.gossip,
+            "incarnation": None if row.gossip == "unknown" else [member.epoch, row.incarnation],
+            "since_s": None if row.gossip_since_s is None else _age_s(row.gossip_since_s, started, now),
+            "phi": None if record is None else round(node.swim.phi(record, now), 3),
+            "rtt_ms": None if record is None or not record.rtt_s else round(record.rtt_s * 1000, 3),
+        },
         "etcd": {
             "state": row.etcd,
             "revision": row.etcd_revision,

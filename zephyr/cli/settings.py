@@ -68,7 +68,7 @@ def _text_from_toml(kind: str, value: Any) -> str | None:
             return str(value)
         case float() if kind in FRACTION_KINDS:
             return repr(value)
-        case list() if kind == "addresses" and all(isinstance(item, str) for item in value):
+        case list() if kind in ("addresses", "seeds") and all(isinstance(item, str) for item in value):
             return ",".join(value) or "none"
         case _:
             return None

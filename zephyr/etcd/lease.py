@@ -137,6 +137,10 @@ class EtcdMembership:
         self._grant, self._register, self._publish_settings = _Duty(), _Duty(), _Duty()
         self._probe, self._revoke = _Duty(), _Duty()
 
+    def heard_epoch(self, epoch: int) -> None:
+        """Register above this epoch from now on: gossip remembers a later life of this id."""
+        self._epoch_highest = max(self._epoch_highest, epoch)
+
     # --- what others read ---------------------------------------------------------------------------
 
     @property

@@ -92,9 +92,12 @@ class PeerHost:
     """(call_id, reason, sent): there will be no answer. `sent`: the peer may have received the request."""
     connected: Callable[[Member], None]
     """A link is up; this is what the other side says of itself."""
-    disconnected: Callable[[NodeId, str], None]
-    """A link that was up ended, or an attempt failed. A failure for the same reason as the one before is not repeated,
-    and a link that `set_peers` or idleness closed is not reported."""
+    disconnected: Callable[[NodeId, str, bool], None]
+    """(node_id, reason, is_goodbye): a link that was up ended, or an attempt failed. A failure for the same reason as
+    the one before is not repeated, and a link that `set_peers` or idleness closed is not reported."""
+    refused: Callable[[NodeId, int], None]
+    """(node_id, epoch): after a link ended without a goodbye, an attempt to make it again was refused. `epoch`: of the
+    life that the link led to. Repeated with each such attempt."""
     probed: Callable[[Address, Member | None, str], None]
     """(address, who answered, or None and the reason)."""
 

@@ -25,11 +25,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from typing import Any
 
 from zephyr.events import SendPeer
 from zephyr.model import Member
 from zephyr.peer.connection import WRITE_CHUNK_BYTES, Connection, Shared, describe_failure, is_connected_to_itself
-from zephyr.peer.wire import ALLOWANCE_MS_MAX, LENGTH_BYTES, Frame, Goodbye, Hello, Reply, encode_request
+from zephyr.peer.wire import ALLOWANCE_MS_MAX, LENGTH_BYTES, TOLD_CALL_ID, Frame, Goodbye, Hello, Reply, encode_request
 
 LINK_STABLE_S = 1.0
 """A link lost sooner than this after it came up counts as a failed attempt, so that it cannot flap without pause."""
@@ -84,6 +85,7 @@ class Link:
 
     __slots__ = (
         "_dialling",
+        "_ended_epoch",
         "_failures",
         "_frame_bytes_max",
         "_in_flight",
@@ -113,6 +115,8 @@ class Link:
         self._retry_timer: asyncio.TimerHandle | None = None
         self._failures = 0
         """Failed attempts in a row."""
+        self._ended_epoch: int | None = None
+        """Boot epoch of the life to which this link was up, since it ended without a goodbye."""
         self._reason = ""
         """Of the last failure; empty when the link is or was up."""
         self._up = False
@@ -151,8 +155,9 @@ class Link:
         self.close(reason)
         self._failures = 0
         self._reason = ""
+        self._ended_epoch = None
         if was_up:
-            self._shared.loop.call_soon(self._shared.host.disconnected, member.id, reason)
+            self._shared.loop.call_soon(self._shared.host.disconnected, member.id, reason, True)
 
     def close(self, reason: str) -> None:
         """Hang up, and fail what is under way. Not reported; the link rests."""
@@ -203,6 +208,15 @@ class Link:
             self._unflushed = True
             shared.flush_soon(self.flush)
 
+    def tell(self, operation: int, arguments: tuple[Any, ...]) -> bool:
+        """Send a request that wants no answer, if the link is up and its socket takes it. Return whether it went."""
+        connection = self.connection
+        if connection is None or not self._up or not connection.writable:
+            return False
+        digest = self._shared.host.ring_digest()
+        connection.write(encode_request(TOLD_CALL_ID, operation, digest, ALLOWANCE_MS_MAX, arguments))
+        return True
+
     def sweep(self, now_s: float) -> None:
         """Forget the calls past their deadline: the core has given them up by itself. Let an idle connection go."""
         for call_id in [call_id for call_id, deadline_s in self._in_flight.items() if deadline_s < now_s]:
@@ -228,6 +242,7 @@ class Link:
         connection.greet()
         shared.counters.connections_up += 1
         self._up = True
+        self._ended_epoch = None
         self._used_s = self._up_since_s = time.monotonic()
         self._queueing = False
         self._reason = ""
@@ -238,13 +253,15 @@ class Link:
 
     def replied(self, reply: Reply) -> None:
         """Hand an answer on, unless its call is over."""
+        if reply.call_id == TOLD_CALL_ID:
+            return
         if self._in_flight.pop(reply.call_id, None) is None:
             self._shared.counters.replies_late += 1
             return
         self._shared.counters.replies += 1
         self._shared.host.replied(reply.call_id, reply.status, reply.payload)
 
-    def lost(self, connection: _LinkConnection, reason: str) -> None:
+    def lost(self, connection: _LinkConnection, reason: str, *, refused: bool = False) -> None:
         """The connection ended, or could not be made: fail its calls, report, and try again."""
         if self.connection is not connection:
             return
@@ -252,6 +269,10 @@ class Link:
         was_up = self._up
         self.connection = None
         self._up = self._queueing = False
+        if was_up and not connection.deliberate:
+            self._ended_epoch = self._member.epoch
+        if refused and self._ended_epoch is not None:
+            shared.loop.call_soon(shared.host.refused, self._member.id, self._ended_epoch)
         if connection.deliberate:
             self._failures = max(self._failures + 1, len(RECONNECT_DELAYS_S))
         elif was_up and time.monotonic() - self._up_since_s >= LINK_STABLE_S:
@@ -260,7 +281,7 @@ class Link:
             self._failures += 1
         self._fail_all("lost" if was_up else "unreachable", reason)
         if was_up or reason != self._reason:
-            shared.loop.call_soon(shared.host.disconnected, self._member.id, reason)
+            shared.loop.call_soon(shared.host.disconnected, self._member.id, reason, connection.deliberate)
         self._reason = reason
         self._try_again()
 
@@ -294,7 +315,7 @@ class Link:
         try:
             await self._shared.dial(address, connection)
         except OSError as error:
-            self.lost(connection, describe_failure(error, address))
+            self.lost(connection, describe_failure(error, address), refused=isinstance(error, ConnectionRefusedError))
 
     def _try_again(self) -> None:
         if self._kept and not self._failures:

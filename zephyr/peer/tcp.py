@@ -21,7 +21,7 @@ import errno
 import random
 import time
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import mmh3
 
@@ -147,6 +147,13 @@ class PeerTransport:
             self._shared.refuse(effect.call_id, "stopping", "this node is stopping")
         else:
             self._shared.refuse(effect.call_id, "no-peer", f"{effect.node_id} is no peer of this node")
+
+    def tell(self, node_ids: Iterable[NodeId], operation: int, arguments: tuple[Any, ...]) -> None:
+        """Send a request that wants no answer to those of these members whose links are up."""
+        for node_id in node_ids:
+            link = self._links.get(node_id)
+            if link is not None:
+                link.tell(operation, arguments)
 
     def probe(self, address: Address) -> None:
         """Ask who is at a peer address, and hang up. `probed` tells, after a connection's two time-outs at most."""

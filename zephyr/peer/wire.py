@@ -35,8 +35,9 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgpack
 
-from zephyr.config import NODE_ID_PATTERN, parse_address
+from zephyr.config import NODE_ID_PATTERN
 from zephyr.errors import WireError
+from zephyr.member_codec import decode_member, encode_member, is_protocol
 from zephyr.model import Member
 
 LENGTH_BYTES = 4
@@ -47,18 +48,16 @@ HELLO_BYTES_MAX = 4096
 get no larger buffer than this."""
 RING_DIGEST_BYTES = 8
 CALL_ID_MAX = (1 << 64) - 1
+TOLD_CALL_ID = 0
+"""Of requests whose reply nobody waits for."""
 ALLOWANCE_MS_MAX = 600_000
 """Ten times the longest --request-timeout."""
 OPERATION_MAX = 0xFFFF
 STATUS_MAX = 0xFF
-PROTOCOL_NUMBER_MAX = 0xFFFF
+REASON_BYTES_MAX = 512
 FRAME_BYTES_MAX_HIGH = (1 << 32) - 1
 """What the length prefix can say."""
-EPOCH_MAX = (1 << 63) - 1
-WEIGHT_MIN, WEIGHT_MAX = 0.1, 10.0
-ADDRESS_CHARACTERS_MAX = 262
-"""A DNS name of 253, brackets, a colon and a port, rounded up."""
-REASON_BYTES_MAX = 512
+
 
 ARRAY_ITEMS_MAX = 4096
 """msgpack allocates an array when it reads its header. It nests 1,024 deep at most, so headers that claim this many
@@ -84,6 +83,8 @@ class Operation(enum.IntEnum):
     """(key,) -> (record or None,)."""
     WRITE = 2
     """(key, record) -> (applied, existed, newest_version)."""
+    NEWS = 3
+    """(sealed gossip packet,) -> (). Told, not asked: its call id is TOLD_CALL_ID, and its reply is skipped."""
 
 
 class Status(enum.IntEnum):
@@ -189,21 +190,6 @@ def encode_goodbye(reason: str) -> bytes:
     printable = "".join(character if character.isprintable() else "?" for character in reason[:REASON_BYTES_MAX])
     cut = printable.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")
     return _framed((int(Kind.GOODBYE), cut))
-
-
-def encode_member(member: Member) -> tuple[Any, ...]:
-    """Return a member as an array of msgpack values, to stand inside a frame. `decode_member` reads it back."""
-    return (
-        member.id,
-        member.http,
-        member.gossip,
-        member.peer,
-        member.epoch,
-        float(member.weight),
-        member.zone,
-        member.state,
-        tuple(member.protocol),
-    )
 
 
 def _framed(fields: tuple[Any, ...]) -> bytes:
@@ -325,7 +311,7 @@ def _decode_hello(fields: tuple[Any, ...]) -> Hello:
     if len(fields) < 7:
         raise WireError("shape", f"a hello has 7 elements, this one {len(fields)}")
     _, protocol_min, protocol_max, cluster, probe, frame_bytes, member = fields[:7]
-    if not _is_protocol((protocol_min, protocol_max)):
+    if not is_protocol((protocol_min, protocol_max)):
         raise WireError("field", "protocol numbers of a hello")
     if type(cluster) is not str or not NODE_ID_PATTERN.fullmatch(cluster):
         raise WireError("field", "cluster name of a hello")
@@ -384,56 +370,6 @@ _DECODERS: dict[int, Callable[[tuple[Any, ...]], Frame]] = {
     Kind.REPLY: _decode_reply,
     Kind.GOODBYE: _decode_goodbye,
 }
-
-# --- members ----------------------------------------------------------------------------------------
-
-_STATES = frozenset({"joining", "serving", "leaving"})
-
-
-def decode_member(value: Any) -> Member:
-    """Read what `encode_member` made, after msgpack. Elements that a newer program appended are skipped.
-
-    Raises WireError("member", what is wrong).
-    """
-    if type(value) is not tuple or len(value) < 9:
-        raise WireError("member", "it is an array of 9 elements")
-    node_id, http, gossip, peer, epoch, weight, zone, state, protocol = value[:9]
-    if type(node_id) is not str or not NODE_ID_PATTERN.fullmatch(node_id):
-        raise WireError("member", "id")
-    for name, address in (("http", http), ("gossip", gossip), ("peer", peer)):
-        if not _is_address(address):
-            raise WireError("member", f"{name} address of {node_id}")
-    if type(epoch) is not int or not 0 <= epoch <= EPOCH_MAX:
-        raise WireError("member", f"epoch of {node_id}")
-    if type(weight) not in (int, float) or not WEIGHT_MIN <= weight <= WEIGHT_MAX:
-        raise WireError("member", f"weight of {node_id}")
-    if type(zone) is not str or (zone and not NODE_ID_PATTERN.fullmatch(zone)):
-        raise WireError("member", f"zone of {node_id}")
-    if type(state) is not str or state not in _STATES:
-        raise WireError("member", f"state of {node_id}")
-    if not _is_protocol(protocol):
-        raise WireError("member", f"protocol numbers of {node_id}")
-    return Member(node_id, http, gossip, peer, epoch, float(weight), zone, state, protocol)  # type: ignore[arg-type]
-
-
-def _is_address(address: Any) -> bool:
-    if type(address) is not str or len(address) > ADDRESS_CHARACTERS_MAX:
-        return False
-    # It is resolved, logged and shown: no spaces, no control characters.
-    if not address.isascii() or not address.isprintable() or " " in address:
-        return False
-    try:
-        parse_address(address)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_protocol(protocol: Any) -> bool:
-    if type(protocol) is not tuple or len(protocol) != 2:
-        return False
-    low, high = protocol
-    return type(low) is int and type(high) is int and 1 <= low <= high <= PROTOCOL_NUMBER_MAX
 
 
 def agreed_protocol(ours: tuple[int, int], theirs: tuple[int, int]) -> int | None:

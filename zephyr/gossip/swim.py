@@ -1,0 +1,994 @@
+"""Membership by gossip: who is there, who answers, who is gone. SWIM with Lifeguard and exit evidence.
+
+This machine decides what this node believes of every other member, and whom it asks. It never decides who
+owns data (that is `zephyr.cluster`'s), and it holds no socket and no clock: events and the time go in,
+effects come out.
+
+How a death is found (Das et al., "SWIM", 2002, with the Lifeguard changes of arXiv 1707.00788):
+
+- Each probe interval one member is pinged, round robin over a shuffled list. When it does not answer in time, three
+  others are asked to ping it, and a ping by TCP goes beside them: UDP that is blocked is not death.
+- Who still does not answer is *suspected*, which everyone is told, the suspect first of all. It refutes by
+  raising its incarnation. When it does not, the time-out (`zephyr.gossip.suspicion`) makes it *dead*.
+- A node doubts itself first: the local health (0 well, 8 worst) stretches its own intervals and time-outs. It grows
+  with nacks that do not come, own refutations and event-loop lag, and shrinks with each answered probe.
+- *Exit evidence* is what an ended process does and a slow one cannot: its connections end and new ones are
+  refused. Seen by two members while UDP is silent too, it shortens the suspicion to `exit_suspicion`.
+
+Words about one life are ordered by (boot epoch, incarnation). Invariants, checked by the simulator:
+
+- Incarnations of a life never decrease; a member that left is never suspected and stays left.
+- Nobody is called dead by phi, by a packet that came late, or by a remote `dead` in a push-pull: that only
+  suspects, and never creates a member.
+- Every queue and table is bounded by a constant here or in `zephyr.gossip.news`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from math import inf, log2
+from typing import Any
+
+from zephyr.config import GOSSIP_PACES, Settings
+from zephyr.events import (
+    DatagramReceived,
+    Effect,
+    LoopLagged,
+    Note,
+    OpenStream,
+    PeerConnected,
+    PeerDisconnected,
+    PeerRefused,
+    ReplyStream,
+    ResolveSeeds,
+    SeedsResolved,
+    SendDatagram,
+    SendNews,
+    Stop,
+    StreamFailed,
+    StreamReceived,
+    StreamReplied,
+)
+from zephyr.gossip.messages import (
+    Ack,
+    Alive,
+    Dead,
+    Exit,
+    GossipState,
+    Left,
+    Nack,
+    Packet,
+    Ping,
+    PingRequest,
+    Suspect,
+    Sync,
+    SyncEntry,
+    UserEvent,
+)
+from zephyr.gossip.news import News, retransmits
+from zephyr.gossip.phi import PhiEstimate
+from zephyr.gossip.suspicion import Suspicion, confirmations_expected, suspicion_min_s
+from zephyr.gossip.table import Record, Table
+from zephyr.gossip.wire import encode_message, packet_room_bytes
+from zephyr.model import Address, Instant, Member, NodeId, TimelineEntry
+
+HELPERS = 3
+"""Members asked to ping on this node's behalf (k of the paper)."""
+GOSSIP_FANOUT = 3
+"""Members that news is sent to in each gossip interval."""
+HEALTH_MAX = 8
+"""Worst local health: intervals and time-outs are stretched nine times."""
+NACK_SHARE = 0.8
+"""A helper gives up after this share of the time that its asker waits, so that its nack arrives before the verdict."""
+QUESTION_SHARES = (0.5, 0.85)
+"""Of the shortest time-out: when a suspicion is shown around. News of a refutation misses a member in e^-8 of cases,
+which is often enough where a slow member is suspected again and again."""
+PROBE_TIMEOUT_LOW_SHARE = 0.2
+"""The probe time-out adapts to the round trip, down to this share of the profile's."""
+RELAYS_MAX = 256
+"""Pings made for others that wait for an answer. Beyond it requests are dropped; the asker counts a missed nack."""
+STREAMS_MAX = 64
+"""Streams of this node that are under way."""
+USER_EVENTS_SEEN_MAX = 512
+"""Events of operators remembered, so that each is shown once."""
+
+SYNC_TIMEOUT_S = 10.0
+"""For one push-pull: connecting, and half a megabyte each way on a slow line."""
+SYNC_SCALE_MEMBERS = 32
+"""Up to this many members the profile's push-pull interval holds; each doubling adds one interval."""
+DEAD_PING_INTERVAL_S = 5.0
+"""One member that is thought dead is told so this often: if it lives it refutes, so a healed partition mends."""
+SEED_RETRY_FIRST_S = 0.25
+SEED_RETRY_MAX_S = 5.0
+"""Pause between two attempts to join while alone, doubling from the first."""
+SEED_REVISIT_S = 30.0
+"""How often seeds that no living member answers for are tried again, however long the cluster has lived."""
+JOIN_ADDRESSES_MAX = 8
+"""Seed addresses asked in one attempt: one answer is enough, and the rest follow in the next."""
+INTRODUCE_RETRY_S = 2.0
+"""Time between two attempts to reach members that etcd names and gossip does not know."""
+
+EXIT_UNANSWERED_MIN_S = 0.05
+"""A refused connection counts from here on, when UDP has been silent for that long (or for four round trips)."""
+EXIT_ROUND_TRIPS = 4
+EXIT_REST_S = 1.0
+"""After a UDP answer, refusals of that member count for nothing for so long: its process lives."""
+EXIT_PING_REMEMBERED_S = 5.0
+"""A late answer to such a ping still counts, since it takes back an accusation."""
+
+LAG_DOUBT_S = 0.2
+"""An event loop this late makes a node doubt itself: it is a fifth of a probe interval."""
+PAUSE_S = 0.5
+"""A timer this late means that the node did not run: what waited meanwhile gets that time on top."""
+CONFLICT_TIMEOUT_S = 2.0
+"""How long a process that claims this node's id has to answer before it counts as a memory."""
+
+
+class Probe:
+    """One round of asking after one member."""
+
+    __slots__ = ("answered", "helpers", "nackers", "sent_s", "sequence", "target")
+
+    def __init__(self, target: Record, sequence: int, sent_s: float) -> None:
+        self.target = target
+        self.sequence = sequence
+        self.sent_s = sent_s
+        self.answered = False
+        self.helpers: dict[NodeId, None] = {}
+        self.nackers: dict[NodeId, None] = {}
+
+
+class Swim:
+    """One member's gossip."""
+
+    def __init__(self, settings: Settings, member: Member, rng: random.Random, *, lifeguard: bool = True) -> None:
+        """`lifeguard=False` is plain SWIM, for comparison only."""
+        self.member = member
+        self.incarnation = 0
+        self.table = Table(rng)
+        """The others, dead and left ones included until they are forgotten."""
+        self.health = 0
+        self.lag_s = 0.0
+        """The event loop's last known lag."""
+        self.ring_digest = b""
+        """Rides on acks; set by the node."""
+        self.change_count = 0
+        """Grows with every change of what this node believes of somebody."""
+        self.refutation_count = 0
+        self.relays_dropped_count = 0
+        self.pace = GOSSIP_PACES[settings.gossip_profile]
+        self._settings = settings
+        self._rng = rng
+        self._lifeguard = lifeguard
+        self._room_bytes = packet_room_bytes(settings.cluster, member.id)
+        self._news = News()
+        self._effects: list[Effect] = []
+        self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
+        self._serial = 0
+        self._sequence = 0
+        self._started = False
+        self._leaving = False
+        self._paused_s = 0.0
+        """Time in which this node did not run: phi counts without it."""
+        self._probe: Probe | None = None
+        self._relays: dict[int, tuple[Address, int, NodeId]] = {}
+        """Own sequence -> (asker, the asker's sequence, target)."""
+        self._exit_pings: dict[int, NodeId] = {}
+        self._streams: dict[int, Callable[[Packet | None, Instant], None]] = {}
+        self._gossip_armed = False
+        self._lag_doubt_s = -inf
+        self._seed_addresses: tuple[Address, ...] = ()
+        self._seed_failures = 0
+        self._resolving = False
+        self._introduced: tuple[Member, ...] = ()
+        self._introducing = False
+        self._conflict_epoch = 0
+        self._user_event_number = 0
+        self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
+        self._encoded_self = b""
+        self._sync_cache: tuple[int, bytes] = (-1, b"")
+        self._handlers = self._table_of_events()
+        self._on_message = self._table_of_messages()
+        self._announce()
+
+    def _table_of_events(self) -> dict[type, Callable[[Any, Instant], None]]:
+        return {
+            DatagramReceived: self._on_datagram,
+            StreamReceived: self._on_stream,
+            StreamReplied: lambda event, now: self._on_stream_ended(event.stream_id, event.packet, now),
+            StreamFailed: lambda event, now: self._on_stream_ended(event.stream_id, None, now),
+            SeedsResolved: self._on_seeds_resolved,
+            LoopLagged: self._on_lag,
+            PeerConnected: self._on_peer_connected,
+            PeerDisconnected: self._on_peer_disconnected,
+            PeerRefused: self._on_peer_refused,
+        }
+
+    def _table_of_messages(self) -> dict[type, Callable[[Any, Packet, Address, Instant], None]]:
+        return {
+            Ping: self._on_ping,
+            Ack: self._on_ack,
+            PingRequest: self._on_ping_request,
+            Nack: self._on_nack,
+            Alive: lambda message, packet, source, now: self._on_alive(message, packet.sender, source, now),
+            Suspect: lambda message, _packet, source, now: self._on_suspect(message, now, source),
+            Exit: self._on_exit,
+            Dead: lambda message, _packet, source, now: self._on_dead(message, now, source),
+            Left: lambda message, _packet, _source, now: self._on_left(message, now),
+            UserEvent: self._on_user_event,
+            Sync: lambda _message, _packet, _source, _now: None,  # Only over streams.
+        }
+
+    # --- doors --------------------------------------------------------------------------------------
+
+    def start(self, now: Instant) -> list[Effect]:
+        """Begin to probe, and to look for others."""
+        self._started = True
+        pace = self.pace
+        self._at(now.monotonic_s + pace.probe_interval_s * self._rng.random(), self._probe_next)
+        self._at(now.monotonic_s + self._sync_interval_s() * (0.5 + self._rng.random()), self._sync_with_any)
+        self._at(now.monotonic_s + DEAD_PING_INTERVAL_S * (0.5 + self._rng.random()), self._ping_a_dead)
+        if self._settings.join:
+            self._seek(now)
+        return self._flush()
+
+    def handle(self, event: Any, now: Instant) -> list[Effect]:
+        """Take in one event of `zephyr.events` that concerns gossip."""
+        self._handlers[type(event)](event, now)
+        return self._flush()
+
+    def deadline(self) -> float:
+        """Return the monotonic second of the next timer."""
+        return self._timers[0][0] if self._timers else inf
+
+    def poll(self, now: Instant) -> list[Effect]:
+        """Fire the timers that are due. Call it after the packets that wait have been handled."""
+        timers = self._timers
+        if timers and now.monotonic_s - timers[0][0] > PAUSE_S:
+            self._did_not_run(now.monotonic_s - timers[0][0])
+        while timers and timers[0][0] <= now.monotonic_s:
+            _, _, action, argument = heapq.heappop(timers)
+            if argument is None:
+                action(now)
+            else:
+                action(argument, now)
+        return self._flush()
+
+    def update(self, member: Member, now: Instant) -> list[Effect]:
+        """Announce a new state, weight, zone, address or epoch of this node itself."""
+        if member != self.member:
+            self._renew(member, self.incarnation + 1 if member.epoch == self.member.epoch else 0, now)
+        return self._flush()
+
+    def introduce(self, members: Iterable[Member], now: Instant) -> list[Effect]:
+        """Know of members that somebody else names, such as etcd; seek the strangers among them. Replaces the last."""
+        self._introduced = tuple(members)
+        if not self._introducing:
+            self._introduce(now)
+        return self._flush()
+
+    def _introduce(self, now: Instant) -> None:
+        """Push-pull with those who are not known yet, or only as dead in an earlier life; again while there are any."""
+        self._introducing = False
+        strangers = [member for member in self._introduced if self._is_stranger(member)]
+        if not strangers or self._leaving:
+            return
+        self._introducing = True
+        for member in strangers[:JOIN_ADDRESSES_MAX]:
+            self._sync_with(member.gossip, now)
+        self._at(now.monotonic_s + INTRODUCE_RETRY_S, self._introduce)
+
+    def _is_stranger(self, member: Member) -> bool:
+        record = self.table.members.get(member.id)
+        if record is None:
+            return member.id != self.member.id
+        return record.live_index < 0 and record.member.epoch < member.epoch
+
+    def leave(self, now: Instant) -> list[Effect]:
+        """Say goodbye: final at once, for everyone who hears it."""
+        if not self._leaving:
+            self._leaving = True
+            message = encode_message(Left(self.member.id, self.member.epoch, self.incarnation))
+            self._spread(self.member.id, message, now, at_once=True)
+            for record in self.table.some(GOSSIP_FANOUT):
+                self._send(record.member.gossip, [message])
+        return self._flush()
+
+    def send_user_event(self, name: str, payload: bytes, now: Instant) -> list[Effect]:
+        """Tell every member something on behalf of an operator."""
+        self._user_event_number += 1
+        event = UserEvent(self.member.id, self.member.epoch, self._user_event_number, name, payload)
+        self._on_user_event(event, None, "", now)
+        return self._flush()
+
+    def assume(self, members: Iterable[Member], now: Instant) -> None:
+        """Know these members as alive from the start: for simulations that begin with a settled cluster."""
+        for member in members:
+            if member.id != self.member.id:
+                self._add(member, 0, now)
+
+    def live_members(self) -> tuple[Member, ...]:
+        """Return the others that are alive or suspected, sorted by id."""
+        return tuple(sorted((record.member for record in self.table.live), key=lambda member: member.id))
+
+    def phi(self, record: Record, now: Instant) -> float:
+        """Return how surprising the silence of a member is: for people and for ordering, never a verdict."""
+        return record.phi(now.monotonic_s - self._paused_s)
+
+    @property
+    def size(self) -> int:
+        """Members alive or suspected, this node included."""
+        return len(self.table.live) + 1
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether this node said goodbye."""
+        return self._leaving
+
+    @property
+    def probe_interval_s(self) -> float:
+        """The interval as stretched by the local health."""
+        return self.pace.probe_interval_s * (1 + self.health)
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between any two events; for tests and the simulator."""
+        self.table.check_invariants()
+        assert self.member.id not in self.table.members
+        assert 0 <= self.health <= HEALTH_MAX
+        assert len(self._relays) <= RELAYS_MAX
+
+    # --- timers and effects -------------------------------------------------------------------------
+
+    def _at(self, at_s: float, action: Callable[..., None], argument: Any = None) -> None:
+        self._serial += 1
+        heapq.heappush(self._timers, (at_s, self._serial, action, argument))
+
+    def _flush(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _note(self, now: Instant, kind: str, member: NodeId, detail: str) -> None:
+        self._effects.append(Note(TimelineEntry(now.unix_ms, kind, member, "gossip", detail)))
+
+    def _did_not_run(self, gap_s: float) -> None:
+        """This node itself stood still: nobody is to be judged by that time, and it doubts itself."""
+        self._paused_s += gap_s
+        self._timers = [(at_s + gap_s, serial, action, argument) for at_s, serial, action, argument in self._timers]
+        for record in self.table.live:
+            if record.suspicion is not None:
+                record.suspicion.shift(gap_s)
+        self._doubt(1)
+
+    def _doubt(self, delta: int) -> None:
+        if self._lifeguard:
+            self.health = min(HEALTH_MAX, max(0, self.health + delta))
+
+    def _on_lag(self, event: LoopLagged, now: Instant) -> None:
+        self.lag_s = event.lag_s
+        if event.lag_s >= LAG_DOUBT_S and now.monotonic_s >= self._lag_doubt_s + self.pace.probe_interval_s:
+            self._lag_doubt_s = now.monotonic_s
+            self._doubt(1)
+
+    # --- sending ------------------------------------------------------------------------------------
+
+    def _send(self, address: Address, messages: list[bytes], *, with_news: bool = True) -> None:
+        """Send a packet, filled up with news."""
+        if with_news and len(self._news):
+            room_bytes = self._room_bytes - sum(map(len, messages))
+            messages = messages + self._news.take(room_bytes, retransmits(self.size))
+        if messages:
+            self._effects.append(SendDatagram(address, tuple(messages)))
+
+    def _spread(self, subject: str, message: bytes, now: Instant, *, at_once: bool = False) -> None:
+        """Tell everyone in time; `at_once`: by the open peer connections too."""
+        self._news.put(subject, message)
+        if not self._gossip_armed and self._started:
+            self._gossip_armed = True
+            self._at(now.monotonic_s + self.pace.gossip_interval_s, self._gossip)
+        if at_once and self.table.live:
+            self._effects.append(SendNews(tuple(record.member.id for record in self.table.live), (message,)))
+
+    def _gossip(self, now: Instant) -> None:
+        """Send news to a few members; rest when there is none."""
+        self._gossip_armed = False
+        for record in self.table.some(GOSSIP_FANOUT):
+            self._send(record.member.gossip, [])
+        if len(self._news):
+            self._gossip_armed = True
+            self._at(now.monotonic_s + self.pace.gossip_interval_s, self._gossip)
+
+    def _announce(self) -> None:
+        self._encoded_self = encode_message(Alive(self.member, self.incarnation))
+
+    def _renew(self, member: Member, incarnation: int, now: Instant) -> None:
+        """Speak anew of this node itself, louder than what was said before."""
+        self.member = member
+        self.incarnation = incarnation
+        self.change_count += 1
+        self._announce()
+        if not self._leaving:
+            self._spread(member.id, self._encoded_self, now, at_once=True)
+
+    # --- probing ------------------------------------------------------------------------------------
+
+    def _probe_next(self, now: Instant) -> None:
+        """End the last probe, start the next one."""
+        if self._probe is not None:
+            self._judge(self._probe, now)
+            self._probe = None
+        interval_s = self.probe_interval_s
+        self._at(now.monotonic_s + interval_s, self._probe_next)
+        target = None if self._leaving else self.table.next_target(now.monotonic_s - self._paused_s)
+        if target is None:
+            return
+        self._sequence += 1
+        self._probe = probe = Probe(target, self._sequence, now.monotonic_s)
+        self._send(target.member.gossip, self._ping(target, probe.sequence))
+        high_s = self.pace.probe_timeout_s
+        timeout_s = (
+            target.phi_estimate.timeout_s(high_s * PROBE_TIMEOUT_LOW_SHARE, high_s) if target.phi_estimate else high_s
+        )
+        self._at(now.monotonic_s + timeout_s * (1 + self.health), self._probe_indirectly, probe)
+
+    def _ping(self, target: Record, sequence: int) -> list[bytes]:
+        """Return the messages that ask a member; a suspected one is told of it (the buddy system)."""
+        messages = [encode_message(Ping(sequence, target.member.id))]
+        if target.state != "alive" and self._lifeguard:
+            messages.append(self._accusation(target))
+        return messages
+
+    def _accusation(self, record: Record) -> bytes:
+        """Return what is held against a member, for it to refute."""
+        node_id, epoch = record.member.id, record.member.epoch
+        if record.state == "dead":
+            return encode_message(Dead(node_id, epoch, record.incarnation, self.member.id))
+        if record.state == "left":
+            return encode_message(Left(node_id, epoch, record.incarnation))
+        accuser = next(iter(record.suspicion.accusers)) if record.suspicion else self.member.id
+        return encode_message(Suspect(node_id, epoch, record.incarnation, accuser))
+
+    def _probe_indirectly(self, probe: Probe, now: Instant) -> None:
+        """The direct time-out: ask others to try, and try by TCP."""
+        if probe.answered or probe is not self._probe or probe.target.live_index < 0:
+            return
+        target = probe.target.member
+        candidates = [record for record in self.table.some(2 * HELPERS, target.id) if record.state == "alive"]
+        running_s = now.monotonic_s - self._paused_s
+        candidates.sort(key=lambda record: record.phi(running_s))
+        request = encode_message(PingRequest(probe.sequence, target))
+        for record in candidates[:HELPERS]:
+            probe.helpers[record.member.id] = None
+            self._send(record.member.gossip, [request])
+        left_s = probe.sent_s + self.probe_interval_s - now.monotonic_s
+        ping = encode_message(Ping(probe.sequence, target.id))
+        self._open_stream(target.gossip, [ping], left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at))
+
+    def _on_tcp_ack(self, probe: Probe, packet: Packet | None, now: Instant) -> None:
+        if packet is None or packet.sender != probe.target.member.id or probe.answered:
+            return
+        if any(type(message) is Ack and message.sequence == probe.sequence for message in packet.messages):
+            probe.answered = True
+            if not probe.target.is_udp_blocked:
+                probe.target.is_udp_blocked = True
+                self._note(now, "udp-blocked", packet.sender, "answers by TCP, not by UDP")
+
+    def _judge(self, probe: Probe, now: Instant) -> None:
+        """The probe's interval is over."""
+        target = probe.target
+        if probe.answered:
+            self._doubt(-1)
+            return
+        if target.live_index < 0 or self.table.members.get(target.member.id) is not target:
+            return
+        self._doubt(len(probe.helpers) - len(probe.nackers) if probe.helpers else 1)
+        me = self.member.id
+        self._on_suspect(Suspect(target.member.id, target.member.epoch, target.incarnation, me), now)
+
+    def _on_ping(self, message: Ping, packet: Packet, source: Address, _now: Instant) -> None:
+        """Answer; who is unknown here gets no more than it sent, since its address may be forged."""
+        if message.target != self.member.id or not source:
+            return
+        record = self.table.members.get(packet.sender)
+        if record is None:
+            self._send(source, [encode_message(Ack(message.sequence, b"", 0))], with_news=False)
+            return
+        answer = [encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))]
+        if record.member.epoch == packet.epoch and record.state != "alive":
+            if self._lifeguard or record.state != "suspect":
+                answer.append(self._accusation(record))
+        elif packet.epoch < record.member.epoch:
+            answer.append(self._alive(record))
+        self._send(source, answer, with_news=source == record.member.gossip)
+
+    def _on_ack(self, message: Ack, packet: Packet, _source: Address, now: Instant) -> None:
+        probe = self._probe
+        if probe is not None and probe.sequence == message.sequence:
+            self._on_probe_answered(probe, message, packet, now)
+        elif message.sequence in self._relays:
+            self._pass_on(message, packet)
+        elif self._exit_pings.get(message.sequence) == packet.sender:
+            self._on_exit_ping_answered(message.sequence, now)
+
+    def _on_probe_answered(self, probe: Probe, message: Ack, packet: Packet, now: Instant) -> None:
+        target = probe.target
+        is_direct = packet.sender == target.member.id
+        if probe.answered or not (is_direct or packet.sender in probe.helpers):
+            return
+        probe.answered = True
+        if is_direct:
+            target.is_udp_blocked = False
+            self._phi_of(target).answered(max(0.0, now.monotonic_s - probe.sent_s - message.lag_ms / 1000))
+
+    def _on_nack(self, message: Nack, packet: Packet, _source: Address, _now: Instant) -> None:
+        probe = self._probe
+        if probe is not None and probe.sequence == message.sequence and packet.sender in probe.helpers:
+            probe.nackers[packet.sender] = None
+
+    # --- probing for others -------------------------------------------------------------------------
+
+    def _on_ping_request(self, message: PingRequest, packet: Packet, source: Address, now: Instant) -> None:
+        if packet.sender not in self.table.members or not source or self._leaving:
+            return
+        if len(self._relays) >= RELAYS_MAX:
+            self.relays_dropped_count += 1
+            return
+        self._sequence += 1
+        self._relays[self._sequence] = (source, message.sequence, message.target.id)
+        self._send(message.target.gossip, [encode_message(Ping(self._sequence, message.target.id))])
+        pace = self.pace
+        if self._lifeguard:
+            nack_s = NACK_SHARE * min(pace.probe_timeout_s, pace.probe_interval_s - pace.probe_timeout_s)
+            self._at(now.monotonic_s + nack_s, self._relay_late, self._sequence)
+        self._at(now.monotonic_s + (1 + HEALTH_MAX) * pace.probe_interval_s, self._relay_over, self._sequence)
+
+    def _relay_late(self, sequence: int, _now: Instant) -> None:
+        relay = self._relays.get(sequence)
+        if relay is not None:
+            self._send(relay[0], [encode_message(Nack(relay[1]))])
+
+    def _relay_over(self, sequence: int, _now: Instant) -> None:
+        self._relays.pop(sequence, None)
+
+    def _pass_on(self, message: Ack, packet: Packet) -> None:
+        source, sequence, target = self._relays[message.sequence]
+        if packet.sender == target:
+            del self._relays[message.sequence]
+            self._send(source, [encode_message(Ack(sequence, message.ring_digest, message.lag_ms))])
+
+    # --- what is said of members --------------------------------------------------------------------
+
+    def _on_datagram(self, event: DatagramReceived, now: Instant) -> None:
+        packet, source = event.packet, event.source
+        record = self.table.members.get(packet.sender)
+        if record is not None and record.member.epoch == packet.epoch:
+            self._phi_of(record).heard(now.monotonic_s - self._paused_s)
+            if record.exit_sequence:
+                record.clear_exit()
+        for message in packet.messages:
+            self._on_message[type(message)](message, packet, source, now)
+
+    def _on_alive(self, message: Alive, sender: NodeId, source: Address, now: Instant) -> None:
+        member = message.member
+        if member.id == self.member.id:
+            self._on_alive_about_self(message, now)
+            return
+        record = self.table.members.get(member.id)
+        if record is None:
+            if not self.table.is_full:
+                self._add(member, message.incarnation, now)
+                self._spread(member.id, self._alive(self.table.members[member.id]), now)
+            return
+        order = (member.epoch, message.incarnation)
+        known = (record.member.epoch, record.incarnation)
+        if order <= known or (record.state == "left" and member.epoch == record.member.epoch):
+            if sender == member.id and source and (record.state != "alive" or member.epoch < record.member.epoch):
+                is_newer_life = member.epoch < record.member.epoch and record.state == "alive"
+                self._send(source, [self._alive(record) if is_newer_life else self._accusation(record)])
+            return
+        is_new_life = member.epoch > record.member.epoch
+        before = record.state
+        record.member, record.incarnation, record.alive_message = member, message.incarnation, None
+        if is_new_life:
+            record.phi_estimate = None
+        record.clear_exit()
+        self._set_state(record, "alive", now)
+        self._spread(member.id, self._alive(record), now)
+        if before in ("dead", "left") or is_new_life:
+            self._note(
+                now, "member-alive", member.id, "began anew" if is_new_life else f"was called {before}, and refuted"
+            )
+        elif before == "suspect":
+            self._note(now, "member-refuted", member.id, f"incarnation {message.incarnation}")
+
+    def _on_alive_about_self(self, message: Alive, now: Instant) -> None:
+        """Somebody speaks of this node: an echo, a memory of an earlier life, or another process with its id."""
+        other, mine = message.member, self.member
+        if other.epoch == mine.epoch and other.gossip == mine.gossip:
+            if message.incarnation > self.incarnation:  # A life with this very epoch was here before: speak louder.
+                self._renew(mine, message.incarnation + 1, now)
+            return
+        if (other.epoch, other.gossip) < (mine.epoch, mine.gossip) or other.epoch == self._conflict_epoch:
+            return
+        self._conflict_epoch = other.epoch
+        self._sequence += 1
+        ping = [encode_message(Ping(self._sequence, mine.id))]
+
+        def asked(packet: Packet | None, at: Instant) -> None:
+            self._conflict_epoch = 0
+            if (
+                packet is not None
+                and packet.sender == mine.id
+                and (packet.epoch, other.gossip)
+                > (
+                    self.member.epoch,
+                    self.member.gossip,
+                )
+            ):
+                reason = f"another live process has the id {mine.id}, at {other.gossip}, and began later"
+                self._note(at, "name-conflict", mine.id, reason)
+                self._effects.append(Stop(1, reason))
+            elif other.epoch >= self.member.epoch:  # A memory: this life comes after it.
+                self._renew(replace(self.member, epoch=other.epoch + 1), 0, at)
+
+        if other.gossip == mine.gossip:
+            asked(None, now)  # This very socket: nobody else can answer there.
+        else:
+            self._open_stream(other.gossip, ping, CONFLICT_TIMEOUT_S, asked)
+
+    def _on_suspect(self, message: Suspect, now: Instant, source: Address = "") -> None:
+        if message.id == self.member.id:
+            self._refute(message.epoch, message.incarnation, f"suspected by {message.accuser}", now)
+            return
+        record = self.table.members.get(message.id)
+        if record is None or message.epoch != record.member.epoch:
+            return
+        if message.incarnation < record.incarnation:
+            self._set_right(record, source)
+        elif record.state == "suspect" and message.incarnation == record.incarnation:
+            self._confirm(record, message, now)
+        elif record.live_index >= 0:
+            self._suspect(record, message, now)
+
+    def _suspect(self, record: Record, message: Suspect, now: Instant) -> None:
+        """Begin a suspicion; one of a higher incarnation begins anew, since the member refuted the one before."""
+        if record.state == "alive":
+            self._note(now, "member-suspected", message.id, f"by {message.accuser}")
+        record.incarnation = message.incarnation
+        pace = self.pace
+        min_s = suspicion_min_s(pace.suspicion_multiplier, self.size, pace.probe_interval_s)
+        expected = confirmations_expected(pace.suspicion_multiplier, self.size) if self._lifeguard else 0
+        record.suspicion = suspicion = Suspicion(message.accuser, now.monotonic_s, min_s, expected)
+        self._set_state(record, "suspect", now)
+        if self._lifeguard:
+            for share in QUESTION_SHARES:
+                self._at(now.monotonic_s + share * min_s, self._ask_around, (record, suspicion))
+        self._at(record.suspicion.deadline_s, self._suspicion_due, record)
+        self._spread(message.id, encode_message(message), now, at_once=message.accuser == self.member.id)
+
+    def _ask_around(self, argument: tuple[Record, Suspicion], _now: Instant) -> None:
+        """Show the accusation to the suspect and a few others: who knows of a refutation answers with it."""
+        record, suspicion = argument
+        if record.suspicion is not suspicion or self._leaving:
+            return
+        self._sequence += 1
+        self._send(record.member.gossip, self._ping(record, self._sequence))
+        accusation = self._accusation(record)
+        for other in self.table.some(HELPERS, record.member.id):
+            self._send(other.member.gossip, [accusation])
+
+    def _confirm(self, record: Record, message: Suspect, now: Instant) -> None:
+        suspicion = record.suspicion
+        assert suspicion is not None
+        if suspicion.confirm(message.accuser):
+            self._at(suspicion.deadline_s, self._suspicion_due, record)
+            self._spread(message.id, encode_message(message), now)
+
+    def _suspicion_due(self, record: Record, now: Instant) -> None:
+        """Call a suspect dead, unless it refuted or got more time."""
+        suspicion = record.suspicion
+        if suspicion is None or self._leaving:
+            return
+        if suspicion.deadline_s > now.monotonic_s:
+            self._at(suspicion.deadline_s, self._suspicion_due, record)
+            return
+        self._on_dead(Dead(record.member.id, record.member.epoch, record.incarnation, self.member.id), now)
+
+    def _set_right(self, record: Record, source: Address) -> None:
+        """Tell who holds something against a member that it has refuted that since."""
+        if source and record.state == "alive" and self._lifeguard:
+            self._send(source, [self._alive(record)], with_news=False)
+
+    def _on_dead(self, message: Dead, now: Instant, source: Address = "") -> None:
+        if message.id == self.member.id:
+            self._refute(message.epoch, message.incarnation, f"called dead by {message.accuser}", now)
+            return
+        record = self.table.members.get(message.id)
+        if record is None or record.live_index < 0 or message.epoch != record.member.epoch:
+            return
+        if message.incarnation < record.incarnation:
+            self._set_right(record, source)
+            return
+        record.incarnation = message.incarnation
+        accusers = ", ".join(record.suspicion.accusers) if record.suspicion else ""
+        self._set_state(record, "dead", now)
+        self._spread(message.id, encode_message(message), now, at_once=message.accuser == self.member.id)
+        self._remember(record, now)
+        how = "exit seen" if record.exit_observers else "silent"
+        suspected = f", suspected by {accusers}" if accusers else ""
+        self._note(now, "member-dead", message.id, f"declared by {message.accuser}; {how}{suspected}")
+
+    def _on_left(self, message: Left, now: Instant) -> None:
+        if message.id == self.member.id:
+            if message.epoch >= self.member.epoch and not self._leaving:  # Not by this process: its words live on.
+                self._renew(replace(self.member, epoch=message.epoch + 1), 0, now)
+            return
+        record = self.table.members.get(message.id)
+        if record is None or record.state == "left" or message.epoch != record.member.epoch:
+            return
+        self._set_state(record, "left", now)
+        self._spread(message.id, encode_message(message), now)
+        self._remember(record, now)
+        self._note(now, "member-left", message.id, "said goodbye")
+
+    def _refute(self, epoch: int, incarnation: int, accusation: str, now: Instant) -> None:
+        """Speak up against an accusation."""
+        if epoch != self.member.epoch or incarnation < self.incarnation or self._leaving:
+            return
+        self.refutation_count += 1
+        self._doubt(1)
+        self._renew(self.member, incarnation + 1, now)
+        self._note(now, "refuted", self.member.id, f"was {accusation}; incarnation {self.incarnation}")
+
+    # --- members come, change and are forgotten -----------------------------------------------------
+
+    def _phi_of(self, record: Record) -> PhiEstimate:
+        """Return the estimate of a member, made when it is first heard.
+
+        A packet is expected for each probe, made or answered: two in each round over all members.
+        """
+        if record.phi_estimate is None:
+            record.phi_estimate = PhiEstimate(self.pace.probe_interval_s * max(1.0, self.size / 2))
+        return record.phi_estimate
+
+    def _add(self, member: Member, incarnation: int, now: Instant) -> None:
+        record = Record(member, incarnation, now.monotonic_s)
+        self.table.add(record)
+        self.change_count += 1
+        self._note(now, "member-alive", member.id, f"at {member.gossip}")
+
+    def _set_state(self, record: Record, state: GossipState, now: Instant) -> None:
+        self.change_count += 1
+        if state != "suspect":
+            record.suspicion = None
+        if record.state == state:
+            return
+        record.state = state
+        record.since_s = now.monotonic_s
+        self.table.move(record)
+
+    def _remember(self, record: Record, now: Instant) -> None:
+        since_s = record.since_s
+        forget_s = now.monotonic_s + self._settings.dead_memory
+        self._at(forget_s, self._forget, (record, since_s))
+
+    def _forget(self, argument: tuple[Record, float], _now: Instant) -> None:
+        record, since_s = argument
+        if record.live_index < 0 and record.since_s == since_s and self.table.members.get(record.member.id) is record:
+            del self.table.members[record.member.id]
+            self.change_count += 1
+
+    def _alive(self, record: Record) -> bytes:
+        if record.alive_message is None:
+            record.alive_message = encode_message(Alive(record.member, record.incarnation))
+        return record.alive_message
+
+    def _ping_a_dead(self, now: Instant) -> None:
+        """Tell one of the dead that it is thought dead."""
+        self._at(now.monotonic_s + DEAD_PING_INTERVAL_S, self._ping_a_dead)
+        if len(self.table.members) == len(self.table.live) or self._leaving:
+            return
+        dead = [record for record in self.table.members.values() if record.state == "dead"]
+        if dead:
+            record = dead[int(self._rng.random() * len(dead))]
+            self._sequence += 1
+            ping = encode_message(Ping(self._sequence, record.member.id))
+            self._send(record.member.gossip, [ping, self._accusation(record), self._encoded_self], with_news=False)
+
+    # --- push-pull ----------------------------------------------------------------------------------
+
+    def _sync_interval_s(self) -> float:
+        scale = 1.0 + max(0.0, log2(self.size / SYNC_SCALE_MEMBERS))
+        return self.pace.sync_interval_s * scale
+
+    def _sync_with_any(self, now: Instant) -> None:
+        self._at(now.monotonic_s + self._sync_interval_s() * (0.9 + 0.2 * self._rng.random()), self._sync_with_any)
+        for record in self.table.some(1):
+            self._sync_with(record.member.gossip, now)
+
+    def _sync_with(self, address: Address, _now: Instant) -> None:
+        def synced(packet: Packet | None, now: Instant) -> None:
+            if packet is not None:
+                self._merge(packet, now)
+
+        self._open_stream(address, [self._sync()], SYNC_TIMEOUT_S, synced)
+
+    def _sync(self) -> bytes:
+        """Return all that this node knows, encoded."""
+        if self._sync_cache[0] != self.change_count:
+            own = SyncEntry(self.member, self.incarnation, "left" if self._leaving else "alive")
+            others = (SyncEntry(item.member, item.incarnation, item.state) for item in self.table.members.values())
+            message = encode_message(Sync((own, *others), not self.table.live))
+            self._sync_cache = (self.change_count, message)
+        return self._sync_cache[1]
+
+    def _on_stream(self, event: StreamReceived, now: Instant) -> None:
+        packet = event.packet
+        for message in packet.messages:
+            if type(message) is Sync:
+                self._merge(packet, now)
+                self._effects.append(ReplyStream(event.stream_id, (self._sync(),)))
+                return
+            if type(message) is Ping and message.target == self.member.id:
+                ack = encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))
+                self._effects.append(ReplyStream(event.stream_id, (ack,)))
+                return
+
+    def _merge(self, packet: Packet, now: Instant) -> None:
+        """Take in all that another member knows. Its dead are only suspected here, and create nobody."""
+        for message in packet.messages:
+            if type(message) is not Sync:
+                continue
+            for member, incarnation, state in message.entries:
+                if state == "left":
+                    self._on_left(Left(member.id, member.epoch, incarnation), now)
+                    continue
+                if state != "dead" or member.id == self.member.id:
+                    self._on_alive(Alive(member, incarnation), packet.sender, "", now)
+                if state != "alive":
+                    self._on_suspect(Suspect(member.id, member.epoch, incarnation, packet.sender), now)
+
+    def _open_stream(
+        self,
+        address: Address,
+        messages: list[bytes],
+        timeout_s: float,
+        done: Callable[[Packet | None, Instant], None],
+    ) -> None:
+        if len(self._streams) >= STREAMS_MAX or timeout_s <= 0:
+            return
+        self._sequence += 1
+        self._streams[self._sequence] = done
+        self._effects.append(OpenStream(self._sequence, address, tuple(messages), timeout_s))
+
+    def _on_stream_ended(self, stream_id: int, packet: Packet | None, now: Instant) -> None:
+        done = self._streams.pop(stream_id, None)
+        if done is not None:
+            done(packet, now)
+
+    # --- seeds --------------------------------------------------------------------------------------
+
+    def _seek(self, now: Instant) -> None:
+        """Ask the names of the seeds anew, then whoever is there."""
+        if self._leaving:
+            return
+        if not self._resolving:
+            self._resolving = True
+            self._effects.append(ResolveSeeds(self._settings.join))
+        if self.table.live:
+            self._seed_failures = 0
+            pause_s = SEED_REVISIT_S
+        else:
+            pause_s = min(SEED_RETRY_FIRST_S * 2 ** min(self._seed_failures, 16), SEED_RETRY_MAX_S)
+            self._seed_failures += 1
+        self._at(now.monotonic_s + pause_s * (0.75 + 0.5 * self._rng.random()), self._seek)
+
+    def _on_seeds_resolved(self, event: SeedsResolved, now: Instant) -> None:
+        self._resolving = False
+        self._seed_addresses = event.addresses
+        living = {record.member.gossip: None for record in self.table.live}
+        wanted = [item for item in event.addresses if item not in living and item != self.member.gossip]
+        self._rng.shuffle(wanted)
+        for address in wanted[:JOIN_ADDRESSES_MAX]:
+            self._sync_with(address, now)
+        if not self.table.live and self._seed_failures == 1:
+            for failure in event.failures:
+                self._note(now, "seed-unresolved", "", failure)
+
+    # --- exit evidence ------------------------------------------------------------------------------
+
+    def _on_peer_connected(self, event: PeerConnected, _now: Instant) -> None:
+        record = self.table.members.get(event.member.id)
+        if record is not None and event.member.epoch >= record.member.epoch:
+            record.clear_exit()
+
+    def _on_peer_disconnected(self, event: PeerDisconnected, now: Instant) -> None:
+        """Ask by UDP at once: an end alone counts for nothing."""
+        record = self.table.members.get(event.node_id)
+        if record is not None and not event.is_goodbye:
+            self._ask_whether_it_exited(record, now)
+
+    def _on_peer_refused(self, event: PeerRefused, now: Instant) -> None:
+        record = self.table.members.get(event.node_id)
+        if record is None or record.member.epoch != event.epoch or now.monotonic_s < record.exit_rest_s:
+            return
+        record.is_refused = True
+        self._ask_whether_it_exited(record, now)
+        self._weigh_exit(record, now)
+
+    def _ask_whether_it_exited(self, record: Record, now: Instant) -> None:
+        if record.live_index < 0 or record.exit_sequence or now.monotonic_s < record.exit_rest_s:
+            return
+        self._sequence += 1
+        record.exit_sequence = self._sequence
+        self._exit_pings[self._sequence] = record.member.id
+        self._send(record.member.gossip, self._ping(record, self._sequence))
+        wait_s = max(EXIT_UNANSWERED_MIN_S, EXIT_ROUND_TRIPS * record.rtt_s)
+        self._at(now.monotonic_s + wait_s, self._exit_ping_due, (record, self._sequence))
+        self._at(now.monotonic_s + EXIT_PING_REMEMBERED_S, self._exit_ping_over, self._sequence)
+
+    def _exit_ping_due(self, argument: tuple[Record, int], now: Instant) -> None:
+        record, sequence = argument
+        if record.exit_sequence == sequence:
+            record.is_silent = True
+            self._weigh_exit(record, now)
+
+    def _exit_ping_over(self, sequence: int, _now: Instant) -> None:
+        self._exit_pings.pop(sequence, None)
+
+    def _on_exit_ping_answered(self, sequence: int, now: Instant) -> None:
+        record = self.table.members.get(self._exit_pings.pop(sequence))
+        if record is not None:
+            record.clear_exit()
+            record.exit_rest_s = now.monotonic_s + EXIT_REST_S
+
+    def _weigh_exit(self, record: Record, now: Instant) -> None:
+        """Both signs seen from here: say so, suspect, and end the suspicion soon if another member saw it too."""
+        me, member = self.member.id, record.member
+        if not (record.is_refused and record.is_silent) or record.live_index < 0 or self._leaving:
+            return
+        if me not in record.exit_observers:
+            record.exit_observers[me] = None
+            message = encode_message(Exit(member.id, member.epoch, me))
+            self._effects.append(SendNews(tuple(other.member.id for other in self.table.live), (message,)))
+            for other in self.table.some(GOSSIP_FANOUT, member.id):
+                self._send(other.member.gossip, [message])
+            self._on_suspect(Suspect(member.id, member.epoch, record.incarnation, me), now)
+        suspicion = record.suspicion
+        if suspicion is None or suspicion.exit_deadline_s is not None:
+            return
+        if len(record.exit_observers) > 1 or not self._has_other_witness(record):
+            suspicion.exit_deadline_s = now.monotonic_s + self._settings.exit_suspicion
+            self._at(suspicion.deadline_s, self._suspicion_due, record)
+
+    def _has_other_witness(self, record: Record) -> bool:
+        """Whether anybody else is left who could have seen it: who is suspected itself cannot."""
+        return any(other is not record and other.state == "alive" for other in self.table.live)
+
+    def _on_exit(self, message: Exit, packet: Packet, _source: Address, now: Instant) -> None:
+        """Count an eyewitness: only its own word, and only while it is a member in good standing."""
+        if message.id == self.member.id:
+            self._refute(message.epoch, self.incarnation, f"seen to exit by {message.observer}", now)
+            return
+        record = self.table.members.get(message.id)
+        observer = self.table.members.get(message.observer)
+        if record is None or observer is None or record.member.epoch != message.epoch or record.live_index < 0:
+            return
+        if packet.sender == message.observer and observer.state == "alive":
+            record.exit_observers[message.observer] = None
+            self._weigh_exit(record, now)
+
+    # --- events of operators ------------------------------------------------------------------------
+
+    def _on_user_event(self, message: UserEvent, _packet: Packet | None, _source: Address, now: Instant) -> None:
+        key = (message.origin, message.epoch, message.number)
+        if key in self._user_events_seen:
+            return
+        self._user_events_seen[key] = None
+        if len(self._user_events_seen) > USER_EVENTS_SEEN_MAX:
+            del self._user_events_seen[next(iter(self._user_events_seen))]
+        self._spread(f"event {key}", encode_message(message), now)
+        payload = message.payload.decode(errors="replace")
+        self._note(now, "user-event", message.origin, f"{message.name}: {payload}" if payload else message.name)
