@@ -44,7 +44,7 @@ from zephyr.events import (
 )
 from zephyr.gossip.dns import Resolver, resolve_seeds
 from zephyr.gossip.messages import Packet
-from zephyr.gossip.wire import MESSAGE_NAMES, PACKET_BYTES_MAX, STREAM_BYTES_MAX, Envelope
+from zephyr.gossip.wire import MESSAGE_NAMES, PACKET_BYTES_MAX, STREAM_BYTES_MAX, Envelope, message_name
 from zephyr.model import Address
 from zephyr.peer.connection import error_name
 
