@@ -42,7 +42,11 @@ class NameServer(asyncio.DatagramProtocol):
     def make_resolver(self) -> aiodns.DNSResolver:
         host, port = self.transport.get_extra_info("sockname")
         return aiodns.DNSResolver(
-            nameservers=[f"{host}:{port}"], loop=asyncio.get_running_loop(), timeout=0.2, tries=2, domains=["search.test"]
+            nameservers=[f"{host}:{port}"],
+            loop=asyncio.get_running_loop(),
+            timeout=0.2,
+            tries=2,
+            domains=["search.test"],
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

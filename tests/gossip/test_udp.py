@@ -7,9 +7,10 @@ import errno
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -130,6 +131,15 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def framed(packet: bytes) -> bytes:
     return len(packet).to_bytes(4, "big") + packet
 
@@ -142,20 +152,57 @@ def large_sync(count: int = 50) -> Sync:
     return Sync(tuple(SyncEntry(member(number), 0, "alive") for number in range(count)), is_join=False)
 
 
+def padding(count: int) -> bytes:
+    """Return a message that nobody can read, and nothing can compress."""
+    return encode_message(PING)[:2] + os.urandom(count)
+
+
 class Listener:
     """Something that is no node, on a TCP port."""
 
-    def __init__(self, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> None:
+    def __init__(self, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
         self.serve = serve
         self.address = ""
+        self.serving: set[asyncio.Task[Any]] = set()
 
-    async def __aenter__(self) -> Listener:
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+    async def __aenter__(self) -> Self:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         self.server.close()
+        for task in self.serving:
+            task.cancel()
+        await asyncio.gather(*self.serving, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
+        try:
+            with suppress(ConnectionError, asyncio.CancelledError):
+                await self.serve(reader, writer)
+        finally:
+            self.serving.discard(task)
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Read, and answer nothing."""
+    while await reader.read(1000):
+        pass
+
+
+async def dripping(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Write the frame of 256 bytes that never ends."""
+    writer.write(b"\0\0\1\0")
+    for _ in range(250):
+        writer.write(b"\0")
+        await writer.drain()
+        await asyncio.sleep(0.01)
 
 
 # --- datagrams ----------------------------------------------------------------------------------------
@@ -181,6 +228,7 @@ async def test_datagrams_arrive_with_their_source_and_are_counted_on_both_sides(
         assert not one.counters.send_errors
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 async def test_datagrams_and_streams_work_over_ipv6():
     one, two = Node("n1", "[::1]:0"), Node("n2", "[::1]:0")
     two.answer = lambda _event: (encode_message(ACK),)
@@ -226,7 +274,7 @@ async def test_a_replayed_datagram_is_counted_and_not_dispatched_again():
     async with running(two):
         packet = one.seal([encode_message(PING)], 1)
         send_raw(two.address, packet, packet)
-        await polled(lambda: two.counters.drops.total())
+        await polled(two.counters.drops.total)
         assert two.counters.drops == {"replayed": 1}
         assert len(two.events) == 1
 
@@ -288,7 +336,6 @@ async def test_closing_from_within_an_event_ends_the_reading():
 @pytest.mark.parametrize(
     ("address", "cause"),
     [
-        ("255.255.255.255:1", "EACCES"),
         ("127.0.0.1:0", "EINVAL"),
         ("[::1]:7946", "EAFNOSUPPORT"),
         ("nonsense", "no-address"),
@@ -299,15 +346,13 @@ async def test_what_cannot_be_sent_is_counted_and_raises_nothing(address, cause)
     node = Node("n1")
     async with running(node):
         node.send(address, PING)
-        await polled(lambda: node.counters.send_errors.total())
+        await polled(node.counters.send_errors.total)
         assert node.counters.send_errors == {cause: 1}
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENETUNREACH, errno.ECONNREFUSED, errno.EAGAIN, errno.ENOBUFS])
 async def test_errors_of_the_system_on_sending_are_counted_by_name(number, monkeypatch):
     class Refusing:
-        family = socket.AF_INET
-
         def sendto(self, _packet: bytes, _address: object) -> None:
             raise OSError(number, "no")
 
@@ -341,7 +386,7 @@ async def test_an_error_on_reading_is_counted_and_reading_goes_on(monkeypatch):
 
 async def test_messages_that_do_not_fit_are_counted_and_not_sent():
     async with pair() as (one, two):
-        one.transport.execute(SendDatagram(two.address, (encode_message(PING),) * 1000))
+        one.transport.execute(SendDatagram(two.address, (encode_message(ACK),) * 100))
         assert one.counters.send_errors == {"oversized": 1}
         assert not one.counters.packets
 
@@ -410,7 +455,7 @@ async def test_datagrams_to_a_name_without_address_are_dropped_and_counted_and_i
     node = Node("n1", resolver=names)
     async with running(node):
         node.send("nowhere:1", PING)
-        await polled(lambda: node.counters.send_errors.total())
+        await polled(node.counters.send_errors.total)
         node.send("nowhere:1", PING)
         assert node.counters.send_errors == {"no-address": 2}
         node.send("six:1", PING)
@@ -520,10 +565,6 @@ async def test_a_port_where_nobody_listens_refuses():
 
 
 async def test_whoever_accepts_and_never_answers_is_silent():
-    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
     node = Node("n1")
     async with Listener(never) as other, running(node):
         node.ask(other.address, PING, timeout_s=0.05)
@@ -532,23 +573,15 @@ async def test_whoever_accepts_and_never_answers_is_silent():
 
 
 async def test_whoever_drips_its_answer_is_silent_as_well():
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while True:
-                writer.write(b"\0" if reader.at_eof() else b"\0\0\1\0"[:1])
-                await writer.drain()
-                await asyncio.sleep(0.01)
-
     node = Node("n1")
-    async with Listener(drip) as other, running(node):
+    async with Listener(dripping) as other, running(node):
         node.ask(other.address, PING, timeout_s=0.05)
-        assert "silent" in await node.failure() or node.counters.drops
+        assert await node.failure() == f"{other.address} is silent: no answer within 0.05 s"
 
 
 async def test_whoever_closes_without_an_answer_is_told_apart():
-    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def close(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(4)
-        writer.close()
 
     node = Node("n1")
     async with Listener(close) as other, running(node):
@@ -570,7 +603,6 @@ async def test_an_answer_that_is_none_is_not_authentic(answer, cause):
     async def garble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(4)
         writer.write(answer)
-        writer.close()
 
     node = Node("n1")
     async with Listener(garble) as other, running(node):
@@ -621,26 +653,39 @@ async def test_own_streams_are_bounded(monkeypatch):
         assert one.events == []
         await polled(lambda: one.events)
         assert one.events == [StreamFailed(2, "2 streams are open, no more")]
-        two.answer = lambda _event: (encode_message(ACK),)
         await polled(lambda: len(two.events) == 2)
         for event in two.events:
             two.transport.execute(ReplyStream(event.stream_id, (encode_message(ACK),)))
         await polled(lambda: len(one.events) == 3)
-        one.ask(two.address, PING, stream_id=4)
-        await polled(lambda: len(one.events) == 4)
-        assert isinstance(one.events[-1], StreamReplied)
+        assert {event.stream_id for event in one.events[1:]} == {0, 1}
+
+
+async def test_the_end_of_a_stream_makes_room_for_the_next_before_it_is_told(monkeypatch):
+    monkeypatch.setattr(udp, "STREAMS_OPEN_MAX", 1)
+    async with pair() as (one, two):
+        two.answer = lambda _event: (encode_message(ACK),)
+
+        def dispatch(event: Event) -> None:
+            one.events.append(event)
+            if len(one.events) < 5:
+                one.ask(two.address, PING)
+
+        one.transport._host = GossipHost(dispatch, lambda: 1)
+        one.ask(two.address, PING)
+        await polled(lambda: len(one.events) == 5)
+        assert all(isinstance(event, StreamReplied) for event in one.events)
 
 
 async def test_a_request_that_is_too_long_is_a_failure_and_counted():
     async with pair() as (one, two):
-        one.transport.execute(OpenStream(1, two.address, (os.urandom(STREAM_BYTES_MAX),), WAIT_S))
-        assert "more to say than a stream may carry" in await one.failure()
+        one.transport.execute(OpenStream(1, two.address, (padding(STREAM_BYTES_MAX),), WAIT_S))
+        assert "longer than a stream may carry" in await one.failure()
         assert one.counters.send_errors == {"oversized": 1}
 
 
 async def test_a_reply_that_is_too_long_is_counted_and_the_stream_closed():
     async with pair() as (one, two):
-        two.answer = lambda _event: (os.urandom(STREAM_BYTES_MAX),)
+        two.answer = lambda _event: (padding(STREAM_BYTES_MAX),)
         one.ask(two.address, PING)
         assert await one.failure() == f"{two.address} closed without an answer"
         assert two.counters.send_errors == {"oversized": 1}
@@ -686,21 +731,13 @@ async def test_a_request_that_drips_is_cut_in_time(monkeypatch):
     node = Node("n2")
     async with running(node):
         reader, writer = await connect_raw(node.address)
-        writer.write(b"\0\0\1\0")
-        drip = asyncio.create_task(dripping(writer))
+        drip = asyncio.create_task(dripping(reader, writer))
         assert await rest(reader) == b""
         drip.cancel()
+        await asyncio.gather(drip, return_exceptions=True)
         writer.close()
         assert node.counters.streams["late"] == 1
-        assert not node.transport._served
-
-
-async def dripping(writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while True:
-            writer.write(b"\0")
-            await writer.drain()
-            await asyncio.sleep(0.01)
+        await polled(lambda: not node.transport._served)
 
 
 async def test_a_request_without_a_reply_is_closed_in_time(monkeypatch):
@@ -714,15 +751,14 @@ async def test_a_request_without_a_reply_is_closed_in_time(monkeypatch):
 async def test_a_reply_that_is_not_read_is_cut_in_time(monkeypatch):
     monkeypatch.setattr(udp, "REPLY_TIMEOUT_S", 0.05)
     one, two = Node("n1"), Node("n2")
-    two.answer = lambda _event: (os.urandom(STREAM_BYTES_MAX - 1000),)
+    two.answer = lambda _event: (padding(STREAM_BYTES_MAX - 1000),)
     async with running(one, two):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             two.transport._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             sock.connect(parse_address(two.address))
             sock.sendall(framed(one.envelope.seal_stream([encode_message(PING)], 1)))
-            await polled(lambda: two.counters.streams["late"])
-            assert not two.transport._served
+            await polled(lambda: two.counters.streams["late"] and not two.transport._served)
 
 
 async def test_when_too_many_streams_are_served_the_one_that_owes_its_request_longest_makes_room(monkeypatch):
@@ -814,19 +850,22 @@ async def test_news_over_peer_connections_is_sealed_opened_and_counted_here():
         assert len(two.events) == 1
         assert two.counters.drops.total() == 1
         with pytest.raises(WireError):
-            one.transport.seal_news((encode_message(PING),) * 1000)
+            one.transport.seal_news((encode_message(ACK),) * 100)
 
 
 # --- opening and closing ------------------------------------------------------------------------------
 
 
-def open_files() -> list[str]:
-    """Everything this process has open, but what is open for listing it."""
-    names = []
-    for number in os.listdir("/proc/self/fd"):
+def open_files() -> set[str]:
+    """Everything this process has open, but what is open for listing it.
+
+    Resolvers of earlier tests may still be closing, so what is open later need only be among what was open before.
+    """
+    names = set()
+    for path in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
-            names.append(number + " " + os.readlink(f"/proc/self/fd/{number}"))
-    return sorted(name for name in names if "/proc/" not in name)
+            names.add(f"{path.name} {path.readlink()}")
+    return {name for name in names if "/proc/" not in name}
 
 
 async def test_a_port_left_open_is_one_for_both():
@@ -875,7 +914,7 @@ async def test_a_port_that_is_taken_for_either_gives_one_clear_line_and_leaves_n
         with pytest.raises(ConfigError) as caught:
             await node.transport.bind()
         assert str(caught.value) == f"--gossip: 127.0.0.1:{port} is taken by another program"
-        assert open_files() == before
+        assert open_files() <= before
         await node.transport.close()
 
 
@@ -906,10 +945,6 @@ async def test_two_nodes_do_not_share_a_port():
 
 
 async def test_closing_leaves_nothing_and_frees_the_port_at_once():
-    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
     names = Names()
     names.open.clear()
     async with Listener(never) as silent:
@@ -935,7 +970,7 @@ async def test_closing_leaves_nothing_and_frees_the_port_at_once():
             again = Node("n1", address)
             async with running(again):
                 pass
-        await polled(lambda: open_files() == before and asyncio.all_tasks() == tasks_before)
+        await polled(lambda: open_files() <= before and asyncio.all_tasks() == tasks_before)
 
 
 async def test_closing_what_was_never_started_or_bound_is_harmless():
@@ -946,7 +981,7 @@ async def test_closing_what_was_never_started_or_bound_is_harmless():
     bound = Node("n1")
     await bound.transport.bind()
     await bound.transport.close()
-    assert open_files() == before
+    assert open_files() <= before
 
 
 async def test_streams_that_are_accepted_at_the_last_moment_are_closed():
@@ -959,4 +994,4 @@ async def test_streams_that_are_accepted_at_the_last_moment_are_closed():
         assert len(node.transport._served) == 1
         await node.transport.close()
         assert sock.recv(1) == b""
-    await polled(lambda: open_files() == before)
+    await polled(lambda: open_files() <= before)

@@ -24,9 +24,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from zephyr.config import Settings, format_address, parse_address
 from zephyr.errors import ConfigError, WireError
@@ -69,7 +69,7 @@ LOOKUPS_MAX = 64
 """Names looked up at once."""
 
 STREAMS_OPEN_MAX = 64
-"""Streams of this node's own under way: a TCP ping lasts less than a probe, and a push-pull comes every 15 s or more."""
+"""Streams of this node's own under way: a TCP ping ends with its probe, and a push-pull comes every 15 s or more."""
 STREAMS_SERVED_MAX = 64
 """Streams of others under way. Each may hold a frame, so this bounds their memory as well: 64 MiB."""
 ACCEPT_MAX = 16
@@ -154,6 +154,7 @@ class GossipTransport:
     """The datagrams and streams of one node."""
 
     _loop: asyncio.AbstractEventLoop
+    _family: socket.AddressFamily
 
     def __init__(
         self, settings: Settings, envelope: Envelope, host: GossipHost, resolver: Resolver | None = None
@@ -172,7 +173,7 @@ class GossipTransport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._served: dict[int, _Served] = {}
         self._served_id = 0
-        self._open_count = 0
+        self._asking: set[asyncio.Task[None]] = set()
         self._targets: dict[Address, Target] = {}
         self._sources: dict[SocketAddress, Address] = {}
         self._names: dict[str, _Name] = {}
@@ -204,7 +205,8 @@ class GossipTransport:
             hosts = await self._resolver.addresses(host)
             # A name with both goes to IPv4: the other nodes of a machine are told to use 127.0.0.1.
             literal = next((host for host in hosts if ":" not in host), hosts[0])
-            self._datagrams, self._listener = _bind_both(*_target(literal, port))
+            self._family, bound = _target(literal, port)
+            self._datagrams, self._listener = _bind_both(self._family, bound)
         except OSError as error:
             await self._resolver.close()
             if error.errno == errno.EADDRINUSE:
@@ -273,8 +275,9 @@ class GossipTransport:
     def _read(self, count_max: int) -> None:
         """Read what waits, up to a bound; the event loop calls again for the rest."""
         for _ in range(count_max):
-            if self._stopping or self._datagrams is None:
+            if self._stopping or not self._started:
                 return
+            assert self._datagrams is not None
             try:
                 # One byte more than is allowed shows that there was more.
                 packet, source = self._datagrams.recvfrom(PACKET_BYTES_MAX + 1)
@@ -323,11 +326,12 @@ class GossipTransport:
     def _put(self, packet: bytes, target: Target) -> None:
         assert self._datagrams is not None
         family, address = target
+        if family != self._family:
+            self.counters.send_errors["EAFNOSUPPORT"] += 1
+            return
         try:
-            if family != self._datagrams.family:
-                raise OSError(errno.EAFNOSUPPORT, "")
             self._datagrams.sendto(packet, address)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             self.counters.send_errors[_errno_name(error)] += 1
 
     def _source(self, address: SocketAddress) -> Address:
@@ -374,30 +378,33 @@ class GossipTransport:
         self._lookups -= 1
 
     def _put_to_name(self, name: _Name, port: int, packet: bytes) -> None:
-        assert self._datagrams is not None
         targets = [_target(host, port) for host in name.hosts]
-        reachable = (target for target in targets if target[0] == self._datagrams.family)
-        target = next(reachable, None)
-        if target is None:
-            self.counters.send_errors["EAFNOSUPPORT" if targets else "no-address"] += 1
+        # Where none is reachable from this socket, the first is as good as any to count the error.
+        targets.sort(key=lambda target: target[0] != self._family)
+        if targets:
+            self._put(packet, targets[0])
         else:
-            self._put(packet, target)
+            self.counters.send_errors["no-address"] += 1
 
     # --- streams that this node opens -----------------------------------------------------------------
 
     def _open(self, effect: OpenStream) -> None:
-        if self._open_count >= STREAMS_OPEN_MAX:
+        if len(self._asking) >= STREAMS_OPEN_MAX:
             self.counters.streams["refused"] += 1
-            self._loop.call_soon(self._fail, effect, f"{STREAMS_OPEN_MAX} streams are open, no more")
+            self._loop.call_soon(self._refuse, effect.stream_id)
             return
-        self._open_count += 1
-        self._spawn(self._exchange(effect)).add_done_callback(self._exchanged)
-
-    def _exchanged(self, _task: asyncio.Task[None]) -> None:
-        self._open_count -= 1
+        task = self._spawn(self._exchange(effect))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     async def _exchange(self, effect: OpenStream) -> None:
         """Send a frame, read one, and report what came of it."""
+        event = await self._outcome(effect)
+        # Before the event, which may ask for another stream.
+        self._asking.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        self._host.dispatch(event)
+
+    async def _outcome(self, effect: OpenStream) -> StreamReplied | StreamFailed:
         address = effect.address
         try:
             async with asyncio.timeout(effect.timeout_s):
@@ -405,59 +412,57 @@ class GossipTransport:
             packet = self._opened(answer, "tcp", is_stream=True)
         except TimeoutError:
             self.counters.streams["late"] += 1
-            self._fail(effect, f"{address} is silent: no answer within {effect.timeout_s:g} s")
+            return StreamFailed(effect.stream_id, f"{address} is silent: no answer within {effect.timeout_s:g} s")
         except WireError as error:
             self.counters.drops[error.cause] += 1
-            self._fail(effect, f"the answer of {address} is not authentic: {error}")
+            return StreamFailed(effect.stream_id, f"the answer of {address} is not authentic: {error}")
         except OSError as error:
-            self._fail(effect, _describe_failure(error, address))
-        else:
-            self.counters.streams["answered"] += 1
-            self._host.dispatch(StreamReplied(effect.stream_id, packet))
+            return StreamFailed(effect.stream_id, _describe_failure(error, address))
+        self.counters.streams["answered"] += 1
+        return StreamReplied(effect.stream_id, packet)
 
     async def _ask(self, address: Address, messages: Sequence[bytes]) -> bytes:
         """Return the sealed answer. Raises OSError, or WireError for what is no frame."""
         frame = self._framed(messages)
         if not frame:
-            raise OSError(None, "there is more to say than a stream may carry")
-        sock = await self._connect(address)
-        try:
+            raise OSError(None, "what there is to say is longer than a stream may carry")
+        with await self._connect(address) as sock:
             self.counters.streams["opened"] += 1
             await self._loop.sock_sendall(sock, frame)
             self._count_sent("tcp", messages, frame)
             return await self._read_frame(sock)
-        finally:
-            sock.close()
 
     async def _connect(self, address: Address) -> socket.socket:
-        """Connect to the first address of a name that accepts."""
+        """Connect to the first address of a name that accepts; those like this node's own are tried first."""
         try:
             host, port = parse_address(address)
         except ValueError:
             raise OSError(None, "it is no HOST:PORT") from None
+        targets = [_target(literal, port) for literal in await self._resolver.addresses(host)]
+        targets.sort(key=lambda target: target[0] != self._family)
         refusal = OSError(None, f"{host} has no address")
-        for literal in await self._resolver.addresses(host):
-            family, target = _target(literal, port)
-            sock = socket.socket(family, socket.SOCK_STREAM)
+        for target in targets:
             try:
-                sock.setblocking(False)
-                await self._loop.sock_connect(sock, target)
-                # TCP lets a socket meet itself when the free port dialled is also the one dialled from.
-                if sock.getsockname() == sock.getpeername():
-                    raise ConnectionRefusedError
+                return await self._dial(target)
             except OSError as error:
-                sock.close()
                 refusal = error
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
         raise refusal
 
-    def _fail(self, effect: OpenStream, reason: str) -> None:
+    async def _dial(self, target: Target) -> socket.socket:
+        family, address = target
+        with ExitStack() as stack:
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setblocking(False)
+            await self._loop.sock_connect(sock, address)
+            if sock.getsockname() == sock.getpeername():
+                # TCP lets a socket meet itself when the free port dialled is also the one dialled from.
+                raise ConnectionRefusedError
+            stack.pop_all()
+        return sock
+
+    def _refuse(self, stream_id: int) -> None:
         if not self._stopping:
-            self._host.dispatch(StreamFailed(effect.stream_id, reason))
+            self._host.dispatch(StreamFailed(stream_id, f"{STREAMS_OPEN_MAX} streams are open, no more"))
 
     # --- streams that others open ---------------------------------------------------------------------
 
@@ -610,9 +615,9 @@ def _bind_both(family: socket.AddressFamily, address: SocketAddress) -> tuple[so
 
 
 def _bind_once(family: socket.AddressFamily, address: SocketAddress) -> tuple[socket.socket, socket.socket]:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    datagrams = socket.socket(family, socket.SOCK_DGRAM)
-    try:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        datagrams = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
         for sock in (listener, datagrams):
             sock.setblocking(False)
             if family == socket.AF_INET6:  # as the other listeners of a node
@@ -624,10 +629,7 @@ def _bind_once(family: socket.AddressFamily, address: SocketAddress) -> tuple[so
         listener.listen(STREAMS_SERVED_MAX)
         datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         datagrams.bind((address[0], listener.getsockname()[1], *address[2:]))
-    except BaseException:
-        listener.close()
-        datagrams.close()
-        raise
+        stack.pop_all()
     return datagrams, listener
 
 
