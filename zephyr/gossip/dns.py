@@ -61,8 +61,11 @@ class Resolver:
         if is_literal(host):
             return [host]
         async with self._lookup(host) as resolver:
-            found = await resolver.getaddrinfo(host, type=socket.SOCK_STREAM)
-        return _distinct(node.addr[0].decode() for node in found.nodes)
+            answer = await resolver.getaddrinfo(host, type=socket.SOCK_STREAM)
+        found = _distinct(node.addr[0].decode() for node in answer.nodes)
+        if not found:
+            raise OSError(None, f"no address of {host}")
+        return found
 
     async def records(self, name: str) -> list[str]:
         """Return the addresses of all A, then of all AAAA records of a name. Raises OSError as `addresses` does.

@@ -133,8 +133,8 @@ class _Name:
         self.hosts: list[str] = []
         self.until_s = 0.0
         self.is_looked_up = False
-        self.waiting: list[tuple[int, bytes]] = []
-        """(port, packet)."""
+        self.waiting: list[tuple[int, Sequence[bytes]]] = []
+        """(port, messages)."""
 
 
 class _Served:
@@ -142,10 +142,9 @@ class _Served:
 
     __slots__ = ("is_authentic", "reply", "sock", "task")
 
-    def __init__(self, sock: socket.socket, reply: asyncio.Future[bytes]) -> None:
+    def __init__(self, sock: socket.socket, reply: asyncio.Future[Sequence[bytes]]) -> None:
         self.sock = sock
         self.reply = reply
-        """The frame to write; empty when there is none to write."""
         self.is_authentic = False
         self.task: asyncio.Task[None] | None = None
 
@@ -268,7 +267,8 @@ class GossipTransport:
 
     def receive_news(self, packet: bytes) -> None:
         """Open and dispatch a packet that came over a peer connection."""
-        self._receive(packet, "peer", "")
+        if not self._stopping:
+            self._receive(packet, "peer", "")
 
     # --- datagrams ------------------------------------------------------------------------------------
 
@@ -309,30 +309,23 @@ class GossipTransport:
                 self._send_to_name(host, port, effect.messages)
                 return
             _remember(self._targets, effect.address, target, TARGETS_MAX)
-        packet = self._sealed(effect.messages)
-        if packet:
-            self._put(packet, target)
+        self._put(effect.messages, target)
 
-    def _sealed(self, messages: Sequence[bytes]) -> bytes:
-        """Seal a datagram; empty when the messages do not fit, which is counted."""
-        try:
-            packet = self._envelope.seal(messages, self._host.epoch())
-        except WireError as error:
-            self.counters.send_errors[error.cause] += 1
-            return b""
-        self._count_sent("udp", messages, packet)
-        return packet
-
-    def _put(self, packet: bytes, target: Target) -> None:
+    def _put(self, messages: Sequence[bytes], target: Target) -> None:
         assert self._datagrams is not None
         family, address = target
         if family != self._family:
             self.counters.send_errors["EAFNOSUPPORT"] += 1
             return
         try:
+            packet = self._envelope.seal(messages, self._host.epoch())
             self._datagrams.sendto(packet, address)
+        except WireError as error:
+            self.counters.send_errors[error.cause] += 1
         except OSError as error:
             self.counters.send_errors[_errno_name(error)] += 1
+        else:
+            self._count_sent("udp", messages, packet)
 
     def _source(self, address: SocketAddress) -> Address:
         source = self._sources.get(address)
@@ -357,11 +350,10 @@ class GossipTransport:
             self.counters.send_errors["no-address"] += 1
         elif not name.hosts and len(name.waiting) >= NAME_WAITING_MAX:
             self.counters.send_errors["waiting"] += 1
-        elif packet := self._sealed(messages):
-            if name.hosts:
-                self._put_to_name(name, port, packet)
-            else:
-                name.waiting.append((port, packet))
+        elif not name.hosts:
+            name.waiting.append((port, messages))
+        else:
+            self._put_to_name(name, port, messages)
 
     async def _look_up(self, host: str, name: _Name) -> None:
         try:
@@ -371,18 +363,18 @@ class GossipTransport:
             name.until_s = time.monotonic() + NAME_RETRY_S
         name.is_looked_up = False
         waiting, name.waiting = name.waiting, []
-        for port, packet in waiting:
-            self._put_to_name(name, port, packet)
+        for port, messages in waiting:
+            self._put_to_name(name, port, messages)
 
     def _looked_up(self, _task: asyncio.Task[None]) -> None:
         self._lookups -= 1
 
-    def _put_to_name(self, name: _Name, port: int, packet: bytes) -> None:
+    def _put_to_name(self, name: _Name, port: int, messages: Sequence[bytes]) -> None:
         targets = [_target(host, port) for host in name.hosts]
         # Where none is reachable from this socket, the first is as good as any to count the error.
         targets.sort(key=lambda target: target[0] != self._family)
         if targets:
-            self._put(packet, targets[0])
+            self._put(messages, targets[0])
         else:
             self.counters.send_errors["no-address"] += 1
 
@@ -423,13 +415,10 @@ class GossipTransport:
 
     async def _ask(self, address: Address, messages: Sequence[bytes]) -> bytes:
         """Return the sealed answer. Raises OSError, or WireError for what is no frame."""
-        frame = self._framed(messages)
-        if not frame:
-            raise OSError(None, "what there is to say is longer than a stream may carry")
         with await self._connect(address) as sock:
             self.counters.streams["opened"] += 1
-            await self._loop.sock_sendall(sock, frame)
-            self._count_sent("tcp", messages, frame)
+            if not await self._write_frame(sock, messages):
+                raise OSError(None, "what there is to say is longer than a stream may carry")
             return await self._read_frame(sock)
 
     async def _connect(self, address: Address) -> socket.socket:
@@ -524,9 +513,7 @@ class GossipTransport:
             counters.streams["served"] += 1
             self._host.dispatch(StreamReceived(stream_id, packet))
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                frame = await served.reply
-                if frame:
-                    await self._loop.sock_sendall(served.sock, frame)
+                await self._write_frame(served.sock, await served.reply)
         except TimeoutError:
             counters.streams["late"] += 1
         except WireError as error:
@@ -536,12 +523,8 @@ class GossipTransport:
 
     def _reply(self, effect: ReplyStream) -> None:
         served = self._served.get(effect.stream_id)
-        if served is None or served.reply.done():
-            return
-        frame = self._framed(effect.messages)
-        if frame:
-            self._count_sent("tcp", effect.messages, frame)
-        served.reply.set_result(frame)
+        if served is not None and not served.reply.done():
+            served.reply.set_result(effect.messages)
 
     # --- what both sides of a stream do ---------------------------------------------------------------
 
@@ -565,17 +548,19 @@ class GossipTransport:
             raise WireError("malformed", f"{len(received) - wanted_bytes} bytes after the frame")
         return bytes(received[LENGTH_BYTES:])
 
-    def _framed(self, messages: Sequence[bytes]) -> bytes:
-        """Seal a frame; empty when the messages do not fit, which is counted."""
+    async def _write_frame(self, sock: socket.socket, messages: Sequence[bytes]) -> bool:
+        """Seal and write a frame. Return false, with nothing written, when the messages do not fit."""
         try:
             packet = self._envelope.seal_stream(messages, self._host.epoch())
         except WireError as error:
             self.counters.send_errors[error.cause] += 1
-            return b""
+            return False
         if len(packet) > STREAM_BYTES_MAX:
             self.counters.send_errors["oversized"] += 1
-            return b""
-        return len(packet).to_bytes(LENGTH_BYTES, "big") + packet
+            return False
+        await self._loop.sock_sendall(sock, len(packet).to_bytes(LENGTH_BYTES, "big") + packet)
+        self._count_sent("tcp", messages, packet)
+        return True
 
     # --- seeds ----------------------------------------------------------------------------------------
 
