@@ -161,6 +161,7 @@ class Runtime:
         self.node = Node(settings, self._announcement(), self._rng, now())
         self.metrics.peer_results = self.peers.counters.results
         self.metrics.peer_totals = self.peers.counters.totals
+        self.metrics.gossip_totals = lambda: (self.gossip.counters.messages, self.gossip.counters.drops)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if settings.etcd:
             keyspace = Keyspace(settings.cluster)
