@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 KNOWN_MAX_S = 5.0
-"""Until all others call an ended process dead. It takes a third of a second; a silent one would take longer than this."""
+"""Until all others call an ended process dead: it takes a third of a second, a silent one takes longer than this."""
 PAUSE_S = 3.0
 BACK_MAX_S = 10.0
 """Until all call a node alive that goes on after a pause."""
@@ -96,10 +96,8 @@ async def test_a_node_whose_event_loop_stands_still_accuses_nobody(start_cluster
     cluster = await start_cluster(4, "--log-format", "json", etcd=False)
     staller = cluster.nodes[0]
     staller.terminate()
-    command = [sys.executable, "-c", STALLING_NODE, "node", "--id", staller.id, "--http", staller.http]
-    command += ["--peer", staller.peer, "--gossip", staller.gossip, *cluster.arguments]
-    with staller.log.open("ab") as log:
-        staller.process = subprocess.Popen(command, stdout=log, stderr=log)
+    staller.program = (sys.executable, "-c", STALLING_NODE)
+    cluster.start(staller)
     await cluster.wait_ready(staller)
     for node in cluster.nodes:
         await until_all_say(cluster, node.id, "alive", 10)
