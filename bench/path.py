@@ -143,12 +143,12 @@ class Driver:
 
     def handle(self, method: str) -> float:
         """From a parsed request to the bytes of its answer."""
-        requests = self._requests(method)
+        requests, connection = self._requests(method), self.ours[0][0]
         began_ns = time.thread_time_ns()
-        for request in requests:
+        for message, payload in requests:
             try:
-                self.api._handle(request).send(None)  # type: ignore[attr-defined]  # noqa: SLF001  # a coroutine
-            except StopIteration:
+                self.api._handle(message, payload, connection).send(None)  # noqa: SLF001
+            except StopIteration:  # It never waits: the key is local and the value is here.
                 continue
         return (time.thread_time_ns() - began_ns) / REQUESTS / 1000
 
@@ -189,23 +189,21 @@ class Driver:
         api, contract, unix_ms = self.api, self.api._contract, now().unix_ms  # noqa: SLF001
         connection = self.ours[0][0]
         began_ns = time.thread_time_ns()
-        for request, outcome in zip(requests, outcomes, strict=True):
+        for (message, payload), outcome in zip(requests, outcomes, strict=True):
             response = (
                 contract.outcome_of_read(outcome, unix_ms)
                 if method == "GET"
                 else contract.outcome_of_write(method, outcome)
             )
-            api._head(response, request, api._ending(request, connection))  # noqa: SLF001
+            api._head(response, message, api._ending(message, payload, connection))  # noqa: SLF001
         return (time.thread_time_ns() - began_ns) / REQUESTS / 1000
 
     def _requests(self, method: str) -> list[Any]:
-        protocol = self.ours[0][0]
-        parser, task = protocol._parser, protocol._task_handler  # noqa: SLF001
+        parser = self.ours[0][0]._parser  # noqa: SLF001
         requests = []
         for text in self.texts[method]:
-            message, payload = parser.feed_data(text)[0][0]
+            requests.append(parser.feed_data(text)[0][0])
             parser.message_consumed()
-            requests.append(protocol._request_factory(message, payload, protocol, None, task))  # noqa: SLF001
         return requests
 
     async def figures(self, method: str) -> dict[str, float]:
