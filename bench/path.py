@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import uvloop
@@ -21,10 +21,9 @@ from aiohttp import web
 
 from bench.keys import VALUE_BYTES, key_of, value_of
 from bench.servers import bare_handler
-from zephyr.api.connection import Connection
 from zephyr.api.http import HttpApi
 from zephyr.config import Settings
-from zephyr.model import Outcome, ReadRequest, WriteRequest
+from zephyr.model import ReadRequest, WriteRequest
 from zephyr.ring.ring import key_slot
 from zephyr.runtime import Runtime, now
 from zephyr.store.record import pack_record
@@ -32,6 +31,7 @@ from zephyr.store.record import pack_record
 KEYS = 10_000
 REQUESTS = 10_000
 CONNECTIONS = 50
+BATCH = 100
 ROUNDS = 15
 PARTS = ("parse", "connection", "request read", "node", "store", "answer written", "whole", "bare handler")
 
@@ -104,6 +104,7 @@ class Driver:
         bare = web.Server(bare_handler(KEYS), access_log=None)
         self.ours = self._connect(server)
         self.bare = self._connect(bare)
+        self.parser = self.ours[0][0]._parser  # noqa: SLF001
         await asyncio.sleep(0.05)
 
     def _connect(self, server: Callable[[], Any]) -> list[tuple[Any, Transport]]:
@@ -124,98 +125,98 @@ class Driver:
             wanted = [transport.answers + 1 for _, transport in connections]
             for text, (protocol, _) in zip(batch, connections, strict=True):
                 protocol.data_received(text)
-            while any(pair[1].answers < count for pair, count in zip(connections, wanted, strict=True)):
+            while any(pair[1].answers < count for pair, count in zip(connections, wanted, strict=True)):  # noqa: ASYNC110
                 await asyncio.sleep(0)
         spent_ns = time.thread_time_ns() - began_ns
         assert sum(transport.answers for _, transport in connections) - answered == REQUESTS
         assert connections[0][1].last.startswith(b"HTTP/1.1 20"), connections[0][1].last
         return spent_ns / REQUESTS / 1000
 
-    def parse(self, method: str) -> float:
+    def parse(self, method: str, texts: list[bytes]) -> None:
         """Let a connection's parser read requests."""
-        parser = cast("Connection", self.ours[0][0])._parser  # noqa: SLF001
-        texts = self.texts[method]
-        began_ns = time.thread_time_ns()
+        del method
+        parser = self.parser
         for text in texts:
             parser.feed_data(text)
             parser.message_consumed()
-        return (time.thread_time_ns() - began_ns) / REQUESTS / 1000
 
-    def handle(self, method: str) -> float:
+    def handle(self, method: str, requests: list[Any]) -> None:
         """From a parsed request to the bytes of its answer."""
-        requests, connection = self._requests(method), self.ours[0][0]
-        began_ns = time.thread_time_ns()
+        del method
+        handle, connection = self.api._handle, self.ours[0][0]  # noqa: SLF001
         for message, payload in requests:
             try:
-                self.api._handle(message, payload, connection).send(None)  # noqa: SLF001
+                handle(message, payload, connection).send(None)
             except StopIteration:  # It never waits: the key is local and the value is here.
                 continue
-        return (time.thread_time_ns() - began_ns) / REQUESTS / 1000
 
-    def submit(self, method: str) -> float:
+    def submit(self, method: str, keys: list[bytes]) -> None:
         """From an understood request to its outcome."""
-        value = b"v" * VALUE_BYTES
-        requests: list[ReadRequest | WriteRequest] = [
-            ReadRequest(key) if method == "GET" else WriteRequest(key, value) for key in self.keys
-        ]
-        submit = self.runtime.submit
-        began_ns = time.thread_time_ns()
-        for request in requests:
-            submit(request)
-        return (time.thread_time_ns() - began_ns) / REQUESTS / 1000
+        submit, value = self.runtime.submit, b"v" * VALUE_BYTES
+        for key in keys:
+            submit(ReadRequest(key) if method == "GET" else WriteRequest(key, value))
 
-    def store(self, method: str) -> float:
+    def store(self, method: str, entries: list[tuple[int, bytes, bytes]]) -> None:
         """Store alone: slots known, records packed."""
         store, unix_ms = self.node.store, now().unix_ms
-        stamp = self.node.clock.stamp
-        entries = [(key_slot(key), key, pack_record(stamp(unix_ms), b"v" * VALUE_BYTES)) for key in self.keys]
-        began_ns = time.thread_time_ns()
         if method == "GET":
             for slot, key, _ in entries:
                 store.get(slot, key, unix_ms)
         else:
             for slot, key, record in entries:
                 store.apply(slot, key, record, unix_ms)
-        return (time.thread_time_ns() - began_ns) / REQUESTS / 1000
 
-    def answer(self, method: str) -> float:
+    def answer(self, method: str, answered: list[Any]) -> None:
         """From an outcome to the bytes of its answer."""
-        requests = self._requests(method)
-        outcomes = []
-        for key in self.keys:
-            outcome = self.runtime.submit(ReadRequest(key) if method == "GET" else WriteRequest(key, b"v" * 128))
-            assert type(outcome) is Outcome
-            outcomes.append(outcome)
         api, contract, unix_ms = self.api, self.api._contract, now().unix_ms  # noqa: SLF001
         connection = self.ours[0][0]
-        began_ns = time.thread_time_ns()
-        for (message, payload), outcome in zip(requests, outcomes, strict=True):
-            response = (
-                contract.outcome_of_read(outcome, unix_ms)
-                if method == "GET"
-                else contract.outcome_of_write(method, outcome)
-            )
+        for (message, payload), outcome in answered:
+            if method == "GET":
+                response = contract.outcome_of_read(outcome, unix_ms)
+            else:
+                response = contract.outcome_of_write(method, outcome)
             api._head(response, message, api._ending(message, payload, connection))  # noqa: SLF001
-        return (time.thread_time_ns() - began_ns) / REQUESTS / 1000
 
-    def _requests(self, method: str) -> list[Any]:
-        parser = self.ours[0][0]._parser  # noqa: SLF001
+    def _requests(self, method: str, first: int) -> list[Any]:
         requests = []
-        for text in self.texts[method]:
-            requests.append(parser.feed_data(text)[0][0])
-            parser.message_consumed()
+        for text in self.texts[method][first : first + BATCH]:
+            requests.append(self.parser.feed_data(text)[0][0])
+            self.parser.message_consumed()
         return requests
+
+    def _inputs(self, part: str, method: str, first: int) -> list[Any]:
+        """Prepare what a part works on: few at a time, so that they are as near as they are in life."""
+        keys = self.keys[first : first + BATCH]
+        if part == "parse":
+            return self.texts[method][first : first + BATCH]
+        if part == "submit":
+            return keys
+        if part == "handle":
+            return self._requests(method, first)
+        if part == "store":
+            stamp, unix_ms, value = self.node.clock.stamp, now().unix_ms, b"v" * VALUE_BYTES
+            return [(key_slot(key), key, pack_record(stamp(unix_ms), value)) for key in keys]
+        submit, value = self.runtime.submit, b"v" * VALUE_BYTES
+        outcomes = [submit(ReadRequest(key) if method == "GET" else WriteRequest(key, value)) for key in keys]
+        return list(zip(self._requests(method, first), outcomes, strict=True))
+
+    def part(self, part: str, method: str) -> float:
+        """Time a part by itself."""
+        work: Callable[[str, list[Any]], None] = getattr(self, part)
+        spent_ns = 0
+        for first in range(0, REQUESTS, BATCH):
+            inputs = self._inputs(part, method, first)
+            began_ns = time.thread_time_ns()
+            work(method, inputs)
+            spent_ns += time.thread_time_ns() - began_ns
+        return spent_ns / REQUESTS / 1000
 
     async def figures(self, method: str) -> dict[str, float]:
         """Time every part once."""
         return {
             "whole": await self.whole(method, self.ours),
             "bare handler": await self.whole(method, self.bare),
-            "parse": self.parse(method),
-            "handle": self.handle(method),
-            "submit": self.submit(method),
-            "store": self.store(method),
-            "answer": self.answer(method),
+            **{part: self.part(part, method) for part in ("parse", "handle", "submit", "store", "answer")},
         }
 
 

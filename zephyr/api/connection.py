@@ -331,8 +331,8 @@ class Connection(web.RequestHandler):
     """One client's connection: aiohttp's protocol, reporting to the guard what it waits for."""
 
     __slots__ = (
-        "_answer_began_s", "_answer_bytes", "_answer_moved_s", "_guard", "_handle", "_is_half_closed", "_is_lingering", "_link",
-        "_lost", "_report", "_unread_body", "is_busy", "is_continued", "is_ending", "is_oversized",
+        "_answer_began_s", "_answer_bytes", "_answer_moved_s", "_guard", "_handle", "_is_half_closed", "_is_lingering",
+        "_link", "_lost", "_report", "_unread_body", "is_busy", "is_continued", "is_ending", "is_oversized",
     )  # fmt: skip
 
     def __init__(
@@ -401,6 +401,11 @@ class Connection(web.RequestHandler):
         if not self._is_lingering:
             super().data_received(data)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002  # aiohttp's signature
+        """Go on reading, if it was paused: aiohttp asks for it with every body that fits its buffer."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for a bool: True keeps the connection
         """Answer what has arrived whole: a client may end its direction once it has asked."""
         self._is_half_closed = self.is_ending = True
@@ -464,6 +469,13 @@ class Connection(web.RequestHandler):
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         transport.write(data)
+
+    def _send(self, head: bytes, body: bytes) -> None:
+        if len(body) <= JOINED_BODY_BYTES_MAX:
+            self.write(head + body)
+        else:
+            self.write(head)
+            self.write(body)
 
     def say(self, data: bytes) -> None:
         """Write last words, which nobody may be there to hear."""
@@ -540,21 +552,22 @@ class Connection(web.RequestHandler):
                 answer = self._report(error)
         else:
             answer = self._report(message.exc)
-        body, ending = answer.body, answer.ending
-        if len(body) <= JOINED_BODY_BYTES_MAX:
-            self.write(answer.head + body)
-        else:
-            self.write(answer.head)
-            self.write(body)
+        self._send(answer.head, answer.body)
         if self.writing_paused:
             await self.flushed()
-        if ending is Ending.KEEP:
+        if answer.ending is Ending.KEEP:
             self.rest()
-        elif ending is Ending.DRAIN:
+            return True
+        return await self._end(answer.ending, payload)
+
+    async def _end(self, ending: Ending, payload: StreamReader) -> bool:
+        """See to a connection that is not simply kept. Return whether another request may follow."""
+        if ending is Ending.DRAIN:
             await self.drain(payload)
-        elif ending is Ending.LINGER:
+            return True
+        if ending is Ending.LINGER:
             await self.linger()
-        return ending is Ending.KEEP or ending is Ending.DRAIN
+        return False
 
     @property
     def is_last(self) -> bool:

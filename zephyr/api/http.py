@@ -290,8 +290,8 @@ class HttpApi:
         return self._head_bytes(response, connection)
 
     def _head_bytes(self, response: Response, connection: bytes) -> bytes:
-        lines = [b"%b: %b\r\n" % header for header in response.headers]
-        return b"".join((contract.STATUS_LINES[response.status], self._date_line(), *lines, connection, b"\r\n"))
+        lines = b"\r\n".join([b": ".join(header) for header in response.headers])
+        return b"%b%b%b\r\n%b\r\n" % (contract.STATUS_LINES[response.status], self._date_line(), lines, connection)
 
     def _date_line(self) -> bytes:
         unix_s = int(time.time())
