@@ -22,6 +22,7 @@ from dataclasses import replace
 from chaos.simulator import Simulation
 from zephyr.config import Settings
 from zephyr.model import Outcome, ReadRequest, WriteRequest
+from zephyr.store.record import record_value
 
 FAULTS_S = 60.0
 """Faults are injected for so long."""
@@ -211,7 +212,7 @@ class RandomRun:
         if outcome.failure is None:
             self.answered += 1
             if outcome.record is not None:
-                value = outcome.record[24:]
+                value = record_value(outcome.record)
                 assert value in self.written.get(key, []), f"{key!r} was read as {value!r}, which nobody wrote"
 
 
