@@ -133,6 +133,7 @@ async def test_a_compaction_during_the_watch_loses_no_change(start_cluster, figu
     took_s = await cluster.wait_rings(["n1", "n2"], LEASE_TTL_S + 3)
     figure(f"killed node out of every ring after a compaction, TTL {LEASE_TTL_S} s", took_s)
     cluster.start(cluster.nodes[2])
+    await cluster.wait_ready()
     await cluster.wait_rings(["n1", "n2", "n3"], 10)
 
 
