@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SEEDS ?= 500
-NODES ?= 5
+SCENARIO ?= cluster
 
 .PHONY: help demo test check simulate chaos etcd-faults containers images bench clean
 
@@ -12,7 +11,8 @@ help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
 	@echo "make test      all tests"
 	@echo "make check     ruff, mypy --strict, import contracts"
-	@echo "make simulate  random runs in virtual time: SEEDS=$(SEEDS) NODES=$(NODES)"
+	@echo "make simulate  random runs in virtual time: SCENARIO=$(SCENARIO) SEEDS=500 NODES=10,100; also lifeguard, crash,"
+	@echo "               container, silent, pause, partition, join, idle and plan"
 	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
 	@echo "make etcd-faults  what etcd can do to a cluster, row by row, with the figures of docs/etcd-faults.md"
 	@echo "make containers   a Compose cluster killed, stopped, scaled; needs Docker and Compose"
@@ -39,7 +39,8 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 simulate: $(INSTALLED)
-	$(BIN)/python -m chaos.simulate --seeds $(SEEDS) --nodes $(NODES)
+	$(BIN)/python -m chaos.simulate --scenario $(SCENARIO) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(NODES),--nodes $(NODES)) $(ARGS)
 
 chaos: $(INSTALLED) containers
 	$(BIN)/python -m pytest -m chaos $(ARGS)

@@ -1,11 +1,14 @@
-"""Random runs of the simulator: faults for a minute, then healing, then what must hold.
+"""Random runs of the simulator, over all cores: what they showed as a table, and how to replay what failed.
 
-    python -m chaos.simulate --seeds 500            many seeds, over all cores
-    python -m chaos.simulate --seed 17 --log        one seed, with its event log
+    python -m chaos.simulate --seeds 500                        many seeds of the scenario `cluster`
+    python -m chaos.simulate --seed 17 --log                    one seed, with its event log
+    python -m chaos.simulate --scenario plan --seeds 1000       another scenario (`chaos.gossip_scenarios`)
+    python -m chaos.simulate --replay plan,seed=17,nodes=10     one run of it
 
-What must hold: invariants after every event; a ring once seen is never empty; every value read was
-written; and `HEAL_MAX_S` after the last fault all nodes are registered, their rings are equal and
-contain all of them, and a value written through one node is read through each.
+The scenario `cluster` is whole nodes and etcd: faults for a minute, then healing. What must hold: invariants after
+every event; a ring once seen is never empty; every value read was written; and `HEAL_MAX_S` after the last fault all
+nodes are registered, their rings are equal and contain all of them, and a value written through one node is read
+through each.
 """
 
 from __future__ import annotations
@@ -16,11 +19,19 @@ import hashlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from chaos import gossip_scenarios as scenarios
+from chaos.gossip_scenarios import Case, Result
+from chaos.report import Table, tables
 from chaos.simulator import Simulation
-from zephyr.config import Settings
+from zephyr.config import GOSSIP_PACES, Settings
 from zephyr.model import Outcome, ReadRequest, WriteRequest
 
 FAULTS_S = 60.0
@@ -31,6 +42,8 @@ HEAL_MAX_S = 2 * LEASE_TTL_S + 5
 (both a TTL at most), plus retries."""
 SETTINGS = replace(Settings(id="unnamed"), virtual_nodes=16, lease_ttl=float(LEASE_TTL_S))
 """Few virtual nodes: ring balance is not what is tested here, and tables are built thousands of times."""
+WIDTH = 200
+"""Columns of a table that goes to a file."""
 
 
 class RandomRun:
@@ -231,33 +244,142 @@ def run_seed(seed: int, node_count: int = 5) -> tuple[int, str, str]:
     return seed, log_digest(run.simulation.log), ""
 
 
-def main() -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Random runs of the cluster in virtual time.")
-    parser.add_argument("--seeds", type=int, default=500, help="how many seeds, from 1 on")
-    parser.add_argument("--seed", type=int, help="one seed only")
-    parser.add_argument("--nodes", type=int, default=5)
-    parser.add_argument("--log", action="store_true", help="print the event log (with --seed)")
-    arguments = parser.parse_args()
-    if arguments.seed is not None:
-        run = RandomRun(arguments.seed, arguments.nodes)
+class Plan(NamedTuple):
+    """What `make simulate SCENARIO=...` runs unless it is told otherwise."""
+
+    seeds: int
+    nodes: tuple[int, ...]
+
+
+PLANS = {
+    "cluster": Plan(500, (5,)),
+    "lifeguard": Plan(20, scenarios.LIFEGUARD_NODES),
+    "crash": Plan(20, (10, 100, 1000)),
+    "container": Plan(20, (10, 100)),
+    "silent": Plan(20, (10, 100, 1000)),
+    "pause": Plan(200, (10,)),
+    "partition": Plan(200, (10,)),
+    "join": Plan(1, (1000,)),
+    "idle": Plan(1, (10, 100, 1000)),
+    "plan": Plan(1000, (10,)),
+}
+
+
+def cases(scenario: str, seeds: int, nodes: Sequence[int], profile: str) -> list[Case]:
+    """Return every run of a scenario, cell by cell."""
+    cells = [Case(scenario, nodes=count, profile=profile) for count in nodes]
+    if scenario == "lifeguard":
+        cells = [
+            replace(cell, loss=loss, starved=starved, lifeguard=lifeguard)
+            for cell in cells
+            for loss in scenarios.LIFEGUARD_LOSSES
+            for starved in scenarios.LIFEGUARD_STARVED
+            for lifeguard in (True, False)
+        ]
+    return [replace(cell, seed=seed) for cell in cells for seed in range(1, seeds + 1)]
+
+
+def play(case: Case) -> Result:
+    """Play one run of any scenario."""
+    if case.scenario == "cluster":
+        _, digest, failure = run_seed(case.seed, case.nodes)
+        return Result(case, failure=failure, digest=digest)
+    return scenarios.run_case(case)
+
+
+def play_all(runs: Sequence[Case]) -> list[Result]:
+    """Play many runs on all cores, behind a progress bar. The results come in the runs' order."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    results: dict[Case, Result] = {}
+    # Large runs first: the last ones to end should be short, so that no core waits.
+    order = sorted(runs, key=lambda case: -case.nodes)
+    with (
+        concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool,
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+    ):
+        task = progress.add_task(runs[0].scenario, total=len(runs))
+        for future in concurrent.futures.as_completed([pool.submit(play, case) for case in order]):
+            result = future.result()
+            results[result.case] = result
+            progress.advance(task)
+    return [results[case] for case in runs]
+
+
+def replay_command(case: Case) -> str:
+    """Return the command that plays one run again and prints its event log."""
+    if case.scenario == "cluster":
+        return f"python -m chaos.simulate --seed {case.seed} --nodes {case.nodes} --log"
+    return f"python -m chaos.simulate --replay {case.text()} --log"
+
+
+def show(table: Table, *, markdown: bool) -> None:
+    """Print a table, for a terminal or for a document."""
+    if markdown:
+        print(f"\n{table.title}\n\n| {' | '.join(table.columns)} |\n|{'---|' * len(table.columns)}")
+        for row in table.rows:
+            print(f"| {' | '.join(row)} |")
+        return
+    shown = RichTable(title=table.title)
+    for column in table.columns:
+        shown.add_column(column, justify="right")
+    for row in table.rows:
+        shown.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(shown)
+
+
+def replay(case: Case, *, log: bool) -> int:
+    """Play one run again: what it showed, and its event log on request."""
+    if case.scenario == "cluster":
+        run = RandomRun(case.seed, case.nodes)
         try:
             run.run()
         finally:
-            if arguments.log:
+            if log:
                 print("\n".join(run.simulation.log))
-        print(f"seed {arguments.seed}: held; log {log_digest(run.simulation.log)}", file=sys.stderr)
+        print(f"seed {case.seed}: held; log {log_digest(run.simulation.log)}", file=sys.stderr)
         return 0
-    failures = 0
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
-        seeds = range(1, arguments.seeds + 1)
-        for seed, _, failure in pool.map(run_seed, seeds, [arguments.nodes] * len(seeds), chunksize=10):
-            if failure:
-                failures += 1
-                replay = f"python -m chaos.simulate --seed {seed} --nodes {arguments.nodes} --log"
-                print(f"seed {seed}: {failure}\n  replay: {replay}")
-    print(f"{arguments.seeds - failures} of {arguments.seeds} seeds held, {arguments.nodes} nodes")
-    return 1 if failures else 0
+    result = scenarios.run_case(case, "lines" if log else "hash")
+    if log:
+        print("\n".join(result.log or []))
+    for name, value in result.values.items():
+        print(f"{name}: {value:.6g}", file=sys.stderr)
+    print(f"{case.text()}: {result.failure or 'held'}; log {result.digest}", file=sys.stderr)
+    return 1 if result.failure else 0
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Random runs of the cluster in virtual time.")
+    parser.add_argument("--scenario", choices=tuple(PLANS), default="cluster")
+    parser.add_argument("--seeds", type=int, help="how many seeds of each cell, from 1 on")
+    parser.add_argument("--nodes", help="how many nodes, or several numbers with commas between")
+    parser.add_argument("--profile", choices=tuple(GOSSIP_PACES), default="lan", help="pace of gossip")
+    parser.add_argument("--seed", type=int, help="one seed only")
+    parser.add_argument("--replay", help="one run, as a failure names it: SCENARIO,seed=...,nodes=...")
+    parser.add_argument("--log", action="store_true", help="print the event log (with --seed or --replay)")
+    parser.add_argument("--markdown", action="store_true", help="print tables as Markdown")
+    arguments = parser.parse_args()
+    plan = PLANS[arguments.scenario]
+    try:
+        nodes = [int(part) for part in arguments.nodes.split(",")] if arguments.nodes else list(plan.nodes)
+        one = scenarios.parse_case(arguments.replay) if arguments.replay else None
+    except ValueError as error:
+        parser.error(f"cannot read {error}")
+    if one is None and arguments.seed is not None:
+        one = Case(arguments.scenario, seed=arguments.seed, nodes=nodes[0], profile=arguments.profile)
+    if one is not None:
+        return replay(one, log=arguments.log)
+    seeds = plan.seeds if arguments.seeds is None else arguments.seeds
+    results = play_all(cases(arguments.scenario, seeds, nodes, arguments.profile))
+    for table in tables(results):
+        show(table, markdown=arguments.markdown)
+    failed = [result for result in results if result.failure]
+    for result in failed:
+        print(f"seed {result.case.seed}: {result.failure}\n  replay: {replay_command(result.case)}")
+    print(f"{len(results) - len(failed)} of {len(results)} runs of {arguments.scenario} held")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,145 @@
+"""Tables of what many runs showed: shares with their Wilson intervals, percentiles, means.
+
+Pure: results in, rows of text out. `chaos.simulate` prints them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from chaos.gossip_scenarios import Case, Result
+
+WILSON_Z = 1.959964
+"""Of a two-sided interval of 95 %."""
+SHARE_PREFIXES = ("false_deaths", "deaths_")
+"""Counts that should be 0: what matters is the share of runs in which they are not."""
+LIFEGUARD_SHARE_MAX = 0.04
+LIFEGUARD_RATIO_LEAST = 15.0
+LIFEGUARD_SLOWER_MAX = 0.05
+"""What Lifeguard must reach: at most this share of runs with a false death, at least this many times fewer than without
+it, and a median detection at most this much slower."""
+
+
+class Table(NamedTuple):
+    """A title, the heads of columns, and rows of as many texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Return the bounds of the share behind `hits` out of `count`, with a confidence of 95 % (Wilson 1927)."""
+    if count == 0:
+        return 0.0, 1.0
+    share, square = hits / count, WILSON_Z * WILSON_Z
+    middle = share + square / (2 * count)
+    spread = WILSON_Z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    scale = 1 + square / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the least value that at least this share of all do not exceed; infinite for none."""
+    if not values:
+        return math.inf
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def tables(results: Iterable[Result]) -> list[Table]:
+    """Return the tables of one scenario's results, in their order."""
+    cells: dict[Case, list[Result]] = {}
+    for result in results:
+        cells.setdefault(replace(result.case, seed=0), []).append(result)
+    scenario = next(iter(cells)).scenario
+    found = [_table(scenario, cells)]
+    if scenario == "lifeguard":
+        found.append(_lifeguard(cells))
+    return found
+
+
+def _table(title: str, cells: dict[Case, list[Result]]) -> Table:
+    """One row for each cell: what distinguishes it, then what was measured."""
+    varying = [name for name in ("nodes", "loss", "starved", "lifeguard", "profile") if _varies(name, cells)]
+    measured = list(dict.fromkeys(name for cell in cells.values() for result in cell for name in result.values))
+    columns = [*varying, "runs", "failed", *(head for name in measured for head in _heads(name))]
+    rows = []
+    for case, cell in cells.items():
+        texts = [_text(getattr(case, name)) for name in varying]
+        texts += [str(len(cell)), str(sum(bool(result.failure) for result in cell))]
+        for name in measured:
+            texts += _summary(name, [result.values[name] for result in cell if name in result.values])
+        rows.append(tuple(texts))
+    return Table(title, tuple(columns), rows)
+
+
+def _varies(name: str, cells: dict[Case, list[Result]]) -> bool:
+    return name == "nodes" or len({getattr(case, name) for case in cells}) > 1
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _heads(name: str) -> tuple[str, ...]:
+    words = name.removesuffix("_s").replace("_", " ")
+    if name.endswith("_s"):
+        return f"{words} p50 s", "p99 s"
+    return (f"runs with {words}",) if name.startswith(SHARE_PREFIXES) else (words,)
+
+
+def _summary(name: str, values: list[float]) -> list[str]:
+    if name.endswith("_s"):
+        return [seconds(percentile(values, 0.5)), seconds(percentile(values, 0.99))]
+    if name.startswith(SHARE_PREFIXES):
+        return [share(sum(value > 0 for value in values), len(values))]
+    return [f"{sum(values) / len(values):.4g}" if values else "-"]
+
+
+def seconds(value_s: float) -> str:
+    """Write a time, or that it did not come."""
+    return "never" if math.isinf(value_s) else f"{value_s:.2f}"
+
+
+def share(hits: int, count: int) -> str:
+    """Write a share and its interval."""
+    low, high = wilson(hits, count)
+    return f"{hits}/{count} = {100 * hits / max(1, count):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _lifeguard(cells: dict[Case, list[Result]]) -> Table:
+    """Compare with Lifeguard and without, over all cells of one size and over all."""
+    rows = []
+    sizes = list(dict.fromkeys(case.nodes for case in cells))
+    for nodes in [*sizes, 0] if len(sizes) > 1 else sizes:
+        shares, medians_s, texts = [], [], []
+        for lifeguard in (True, False):
+            runs = [
+                result
+                for case, cell in cells.items()
+                if nodes in (0, case.nodes) and case.lifeguard == lifeguard
+                for result in cell
+                if result.values
+            ]
+            hits = sum(result.values["false_deaths"] > 0 for result in runs)
+            shares.append(hits / max(1, len(runs)))
+            medians_s.append(percentile([result.values["first_s"] for result in runs], 0.5))
+            texts.append(share(hits, len(runs)))
+        ratio = shares[1] / shares[0] if shares[0] else math.inf
+        slower = medians_s[0] / medians_s[1] - 1
+        holds = (
+            shares[0] <= LIFEGUARD_SHARE_MAX and ratio >= LIFEGUARD_RATIO_LEAST and abs(slower) <= LIFEGUARD_SLOWER_MAX
+        )
+        rows.append((
+            str(nodes) if nodes else "all", *texts, f"{ratio:.1f}" if shares[0] else "none with it",
+            seconds(medians_s[0]), seconds(medians_s[1]), f"{100 * slower:+.1f} %", "yes" if holds else "no",
+        ))  # fmt: skip
+    columns = (
+        "nodes", "runs with false deaths, on", "off", "times fewer", "first p50 s, on", "off", "slower", "goals met",
+    )  # fmt: skip
+    return Table("lifeguard on and off", columns, rows)
