@@ -306,9 +306,10 @@ class Swim:
 
     def assume(self, members: Iterable[Member], now: Instant) -> None:
         """Know these members as alive from the start: for simulations that begin with a settled cluster."""
+        self.change_count += 1
         for member in members:
             if member.id != self.member.id:
-                self._add(member, 0, now)
+                self.table.add(Record(member, 0, now.monotonic_s))
 
     def live_members(self) -> tuple[Member, ...]:
         """Return the others that are alive or suspected, sorted by id."""
@@ -356,7 +357,7 @@ class Swim:
     def _did_not_run(self, gap_s: float) -> None:
         """This node itself stood still: nobody is to be judged by that time, and it doubts itself."""
         self._paused_s += gap_s
-        self._timers = [(at_s + gap_s, serial, action, argument) for at_s, serial, action, argument in self._timers]
+        self._timers[:] = [(at_s + gap_s, serial, action, argument) for at_s, serial, action, argument in self._timers]
         for record in self.table.live:
             if record.suspicion is not None:
                 record.suspicion.shift(gap_s)
