@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCENARIO ?= cluster
 
-.PHONY: help demo test check simulate chaos containers images bench clean
+.PHONY: help demo test check simulate chaos etcd-faults containers images bench clean
 
 help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
@@ -14,6 +14,8 @@ help:
 	@echo "make simulate  random runs in virtual time: SCENARIO=$(SCENARIO) SEEDS=500 NODES=10,100; also lifeguard, crash,"
 	@echo "               container, silent, pause, partition, join, idle and plan"
 	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
+	@echo "make etcd-faults  what etcd can do to a cluster, row by row, with the figures of docs/etcd-faults.md"
+	@echo "make containers   a Compose cluster killed, stopped, scaled; needs Docker and Compose"
 	@echo "make images    the container images of deploy/, by stand-ins where no registry can be reached"
 	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,store-put for some rows; needs wrk"
 	@echo "                ONLY=detection (not in a full run): kinship is installed in .venv-bench; needs serf, and root for silence"
@@ -42,6 +44,9 @@ simulate: $(INSTALLED)
 
 chaos: $(INSTALLED) containers
 	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+etcd-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m "chaos or not chaos" $(ARGS) tests/end_to_end/test_etcd_matrix.py
 
 containers: $(INSTALLED) images
 	$(BIN)/python -m pytest -m containers $(ARGS) tests/containers

@@ -16,26 +16,39 @@ from chaos.etcd_model import EtcdModel
 from zephyr.config import Settings
 from zephyr.events import (
     CompleteRequest,
+    DatagramReceived,
     Effect,
     EtcdCallFailed,
     EtcdEffect,
     EtcdEvent,
     EtcdWatchEnded,
     Event,
+    GossipEffect,
     IdentityProbed,
     LeaveRequested,
     Note,
+    OpenStream,
     PeerConnected,
     PeerDisconnected,
+    PeerRefused,
     ProbeIdentity,
     PublishView,
+    ReplyStream,
+    ResolveSeeds,
+    SeedsResolved,
+    SendDatagram,
+    SendNews,
     SendPeer,
     SetPeers,
     Started,
     Stop,
+    StreamFailed,
+    StreamReceived,
+    StreamReplied,
     TimerFired,
     WatchKeys,
 )
+from zephyr.gossip.wire import Envelope
 from zephyr.model import Instant, Member, NodeId, Outcome, ReadRequest, WriteRequest
 from zephyr.node import Node
 
@@ -53,9 +66,12 @@ class SimulatedNode:
 
     node: Node
     address: str
+    envelope: Envelope
     peers: tuple[Member, ...] = ()
     connected: dict[NodeId, int] = field(default_factory=dict)
     """Peers with a standing connection -> the epoch it was made to."""
+    streams: dict[int, Callable[[tuple[bytes, ...]], None]] = field(default_factory=dict)
+    """Gossip streams that wait for this node's answer."""
     timer_s: float = float("inf")
     watch_id: int = 0
     stopped: str = ""
@@ -84,6 +100,7 @@ class Simulation:
         self.outcomes: dict[tuple[str, int], Outcome] = {}
         """(address of the life that was asked, request id) -> how its request ended."""
         self._lives = 0
+        self._streams = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
 
@@ -123,7 +140,8 @@ class Simulation:
         member = Member(node_id, f"{node_id}:80", f"{node_id}:79", address, now.unix_ms + number)
         settings = self.settings_of(node_id)
         rng = random.Random(f"{self.seed}/{node_id}/{number}")
-        simulated = SimulatedNode(Node(settings, member, rng, now), address)
+        envelope = Envelope(settings.cluster, node_id, None, rng.randbytes)
+        simulated = SimulatedNode(Node(settings, member, rng, now), address, envelope)
         self.nodes[node_id] = simulated
         self.record(node_id, f"started epoch={member.epoch}")
         self._handle(simulated, Started())
@@ -140,8 +158,10 @@ class Simulation:
         self.etcd.watchers.pop(node_id, None)
         self.record(node_id, "crashed")
         for other in list(self.nodes.values()):
-            if other.connected.pop(node_id, None) is not None:
+            epoch = other.connected.pop(node_id, None)
+            if epoch is not None:
                 self._handle(other, PeerDisconnected(node_id, "connection ended"))
+                self._handle(other, PeerRefused(node_id, epoch))
 
     def leave(self, node_id: NodeId) -> None:
         """Ask a node to leave in good order."""
@@ -198,6 +218,8 @@ class Simulation:
                 case Stop(exit_code, reason):
                     self.record(node_id, f"stopped {exit_code} {reason}")
                     simulated.stopped = reason
+                case SendDatagram() | SendNews() | OpenStream() | ReplyStream() | ResolveSeeds():
+                    self._gossip(simulated, effect)
                 case _:
                     self._call_etcd(simulated, effect)
 
@@ -244,6 +266,70 @@ class Simulation:
             self.etcd.expire(self.now_s)
         if self.now_s < end_s:
             self.at(self.now_s + period_s, lambda: self.tick_etcd(period_s, end_s))
+
+    # --- gossip ---------------------------------------------------------------------------------------
+
+    def _gossip(self, simulated: SimulatedNode, effect: GossipEffect) -> None:
+        match effect:
+            case SendDatagram(address, messages):
+                self._send_packet(simulated, address.partition(":")[0], messages, simulated.node.member.gossip)
+            case SendNews(node_ids, messages):
+                for receiver in node_ids:
+                    if receiver in simulated.connected:
+                        self._send_packet(simulated, receiver, messages, "")
+            case OpenStream():
+                self._open_stream(simulated, effect)
+            case ReplyStream(stream_id, messages):
+                simulated.streams.pop(stream_id)(messages)
+            case ResolveSeeds(seeds):
+                self.at(self.now_s + self._latency_s(), lambda: self._handle(simulated, SeedsResolved(seeds, ())))
+
+    def _send_packet(self, sender: SimulatedNode, receiver: NodeId, messages: tuple[bytes, ...], source: str) -> None:
+        """Seal a packet, and have whoever runs at the other end by then open it."""
+        me = sender.node.settings.id
+        if not self._passes(me, receiver):
+            return
+        packet = sender.envelope.seal(messages, sender.node.member.epoch)
+
+        def arrive() -> None:
+            target = self.nodes.get(receiver)
+            if target is not None and not target.stopped:
+                self._handle(target, DatagramReceived(source, target.envelope.open(packet)))
+
+        self.at(self.now_s + self._latency_s(), arrive)
+
+    def _open_stream(self, sender: SimulatedNode, effect: OpenStream) -> None:
+        """Ask and answer, each after a latency; silence ends at the stream's deadline."""
+        me, receiver = sender.node.settings.id, effect.address.partition(":")[0]
+        packet = sender.envelope.seal_stream(effect.messages, sender.node.member.epoch)
+        outcome: list[StreamReplied] = []
+
+        def end() -> None:
+            if not outcome:
+                self._handle(sender, StreamFailed(effect.stream_id, "silent"))
+
+        def arrive() -> None:
+            target = self.nodes.get(receiver)
+            if target is None or target.stopped:
+                return
+
+            def reply(messages: tuple[bytes, ...]) -> None:
+                answer = target.envelope.seal_stream(messages, target.node.member.epoch)
+                if self._passes(receiver, me):
+                    self.at(self.now_s + self._latency_s(), lambda: receive(answer))
+
+            self._streams += 1
+            target.streams[self._streams] = reply
+            self._handle(target, StreamReceived(self._streams, target.envelope.open_stream(packet)))
+
+        def receive(answer: bytes) -> None:
+            if not outcome and not sender.stopped:
+                outcome.append(StreamReplied(effect.stream_id, sender.envelope.open_stream(answer)))
+                self._handle(sender, outcome[0])
+
+        self.at(self.now_s + effect.timeout_s, end)
+        if self._passes(me, receiver):
+            self.at(self.now_s + 2 * self._latency_s(), arrive)
 
     # --- peers ----------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from zephyr.metrics import (
     OPERATIONS,
     OTHER,
     PUT,
-    VERDICTS_AGREED,
+    VERDICT_AGREED,
     Metrics,
     disagreements,
 )
@@ -202,7 +202,7 @@ def test_the_ring_and_the_one_authority_are_shown():
     assert found["zephyr_ring_members"] == 1
     assert found["zephyr_ring_changes_total"] == node.ring_change_count == 1
     modes = {name: value for name, value in found.items() if name.startswith("zephyr_authority")}
-    assert modes['zephyr_authority{mode="static"}'] == 1
+    assert modes['zephyr_authority{mode="gossip"}'] == 1
     assert len(modes) == len(Authority.__args__)
     assert sum(modes.values()) == 1
 
@@ -223,11 +223,11 @@ def test_the_lease_shown_is_the_time_left_and_never_below_zero():
         assert samples(metrics)["zephyr_etcd_lease_ttl_seconds"] == shown
 
 
-@pytest.mark.parametrize("verdict", [*VERDICTS_AGREED, "etcd-first", "held"])
+@pytest.mark.parametrize("verdict", [VERDICT_AGREED, "etcd-first", "held"])
 def test_a_disagreement_is_a_verdict_that_is_none_of_consent(verdict):
     view = a_node().view
     changed = replace(view, members=(replace(view.members[0], verdict=verdict),))
-    assert disagreements(changed) == (verdict not in VERDICTS_AGREED)
+    assert disagreements(changed) == (verdict != VERDICT_AGREED)
 
 
 # --- what a scraper sees --------------------------------------------------------------------------------

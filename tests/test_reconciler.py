@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from zephyr.cluster import Reconciler, StaticMembership
+from zephyr.cluster import Reconciler
 from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
-from zephyr.events import EtcdCallFailed, IdentityProbed, ProbeIdentity, ReadSnapshot, Stop
+from zephyr.events import DatagramReceived, EtcdCallFailed, ReadSnapshot
+from zephyr.gossip.messages import Dead, Left, Packet
+from zephyr.gossip.swim import Swim
 from zephyr.model import Instant, Member, Registration
 
 SETTINGS = Settings(id="n1", join=("h:1", "h:2"))
@@ -29,7 +31,8 @@ class Registry:
     def __init__(self):
         self.etcd = EtcdMembership(SETTINGS, OWN, random.Random(1), at(0))
         self.etcd._synced, self.etcd._reason_since_s = True, None
-        self.reconciler = Reconciler(SETTINGS, self.etcd, None)
+        self.swim = Swim(SETTINGS, OWN, random.Random(1))
+        self.reconciler = Reconciler(SETTINGS, self.etcd, self.swim)
 
     def say(self, *members: Member, wiped: bool = False) -> None:
         self.etcd.registrations = {item.id: Registration(item, 3, 1) for item in members}
@@ -121,44 +124,55 @@ def test_a_silent_etcd_is_shown_and_its_last_word_stands():
     assert (view.owners, view.authority, view.etcd.state) == (("n1", "n2"), "held", "unreachable")
     assert view.etcd.reason == "connection refused"
     row = next(row for row in view.members if row.member.id == "n2")
-    assert row.reason == "etcd cannot be reached; its last word stands; it cannot be reached from here"
+    assert row.reason.endswith("etcd cannot be reached; its last word stands; it cannot be reached from here")
     assert row.etcd_since_s == 3, "since it became unreachable"
     assert registry.row("n2", 4).etcd_since_s == 3
 
 
-def static() -> StaticMembership:
-    membership = StaticMembership(SETTINGS, OWN)
-    assert membership.start(at(0)) == [ProbeIdentity("h:1"), ProbeIdentity("h:2")]
-    return membership
+def gossip_only(**changes: object) -> tuple[Swim, Reconciler]:
+    settings = replace(SETTINGS, etcd=(), **changes)
+    swim = Swim(settings, OWN, random.Random(1))
+    swim.assume([member("n2"), member("n3")], at(0))
+    return swim, Reconciler(settings, None, swim)
 
 
-def test_a_static_ring_is_this_node_and_whoever_answered():
-    membership = static()
-    reconciler = Reconciler(replace(SETTINGS, etcd=()), None, membership)
-    membership.on_probed(IdentityProbed("h:1", member("n2")), at(1))
-    assert membership.missing == ("h:2",)
-    membership.on_probed(IdentityProbed("h:2", OWN), at(1))
-    assert membership.missing == (), "its own address may be in the list"
+def said(*messages: object) -> DatagramReceived:
+    return DatagramReceived("", Packet("n9", 1, messages))
+
+
+def test_without_etcd_the_ring_is_whoever_gossip_calls_alive():
+    _, reconciler = gossip_only()
     view, _ = reconciler.reconcile({"n2": False}, at(2))
-    assert (view.owners, view.authority) == (("n1", "n2"), "static")
-    assert view.members[1].reason == "listed by --join; no etcd is configured; it cannot be reached from here"
+    assert (view.owners, view.authority) == (("n1", "n2", "n3"), "gossip")
+    assert view.members[1].reason == "gossip says alive; no etcd is configured; it cannot be reached from here"
 
 
-def test_an_address_where_nobody_answers_is_asked_again_with_growing_pauses():
-    membership = static()
-    pauses = []
-    now_s = 0.0
-    for _ in range(8):
-        membership.on_probed(IdentityProbed("h:1", None, "refused"), at(now_s))
-        pauses.append(membership.deadline() - now_s)
-        now_s = membership.deadline()
-        assert membership.poll(at(now_s)) == [ProbeIdentity("h:1")]
-    assert pauses[:3] == pytest.approx([0.1, 0.2, 0.4])
-    assert pauses[-1] == pytest.approx(1.0)
+def test_without_etcd_the_dead_leave_after_a_while_and_those_who_said_goodbye_at_once():
+    swim, reconciler = gossip_only(gossip_evict_after=30.0)
+    reconciler.reconcile({}, at(1))
+    swim.handle(said(Dead("n2", 7, 0, "n9"), Left("n3", 7, 0)), at(2))
+    view, _ = reconciler.reconcile({}, at(2))
+    assert view.owners == ("n1", "n2")
+    assert reconciler.deadline() == 32
+    rows = {row.member.id: row for row in view.members}
+    assert (rows["n2"].verdict, rows["n2"].routable) == ("gossip-first", False)
+    assert (rows["n3"].verdict, rows["n3"].in_ring) == ("agree", False)
+    assert reconciler.reconcile({}, at(32))[0].owners == ("n1",)
 
 
-def test_of_two_static_processes_with_one_id_the_newcomer_stops():
-    assert static().on_probed(IdentityProbed("h:1", member("n1", epoch=99)), at(1)) == []
-    [stop] = static().on_probed(IdentityProbed("h:1", member("n1", epoch=1)), at(1))
-    assert isinstance(stop, Stop)
-    assert "another live process has the id n1" in stop.reason
+def test_whom_gossip_calls_dead_is_not_routed_to_while_etcd_holds_its_lease():
+    registry = Registry()
+    registry.say(OWN, member("n2"))
+    registry.swim.assume([member("n2")], at(0))
+    registry.swim.handle(said(Dead("n2", 7, 0, "n9")), at(2))
+    row = registry.row("n2", 3)
+    assert (row.gossip, row.etcd, row.in_ring, row.routable) == ("dead", "registered", True, False)
+    assert row.reason == "gossip says dead, etcd still holds its lease; leaves the ring when that ends"
+
+
+def test_whom_gossip_knows_and_etcd_does_not_owns_nothing():
+    registry = Registry()
+    registry.say(OWN)
+    registry.swim.assume([member("n2")], at(0))
+    row = registry.row("n2", 3)
+    assert (row.verdict, row.in_ring, row.routable) == ("unregistered", False, True)

@@ -168,7 +168,7 @@ class Runtime:
             stack.push_async_callback(self.etcd.close)
         self._carry_out = self._table_of_effects()
         await self.peers.start()
-        self.gossip.start()
+        await self.gossip.start()
         lag = tasks.create_task(self._measure_lag())
         stack.callback(lag.cancel)
         self._listen_to_signals()

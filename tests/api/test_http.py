@@ -1269,18 +1269,18 @@ async def test_the_pages_show_the_node():
         assert info["pid"] > 0
         assert info["uptime_s"] >= 0
         views = await page("/debug/views")
-        assert (views["node"], views["cluster"], views["authority"]) == ("n1", "dev", "static")
+        assert (views["node"], views["cluster"], views["authority"]) == ("n1", "dev", "gossip")
         assert views["etcd"] == {"state": "off", "revision": 0, "lease_ttl_s": None, "reason": ""}
-        assert views["gossip"] == {"health": None, "probe_interval_s": None, "event_loop_lag_s": None}
+        assert views["gossip"] == {"health": 0, "probe_interval_s": 1.0, "event_loop_lag_s": None}
         assert views["ring"] == {"epoch": "0-0", "digest": node.view.digest.hex(), "owners": ["n1"]}
         assert views["disagreements"] == 0
         (member,) = views["members"]
         assert member["id"] == "n1"
         assert member["http"] == "127.0.0.1:1"
-        assert member["gossip"]["state"] == "unknown"
+        assert member["gossip"]["state"] == "alive"
         assert member["etcd"]["state"] == "off"
         assert member["etcd"]["since_s"] < 60
-        assert (member["in_ring"], member["routable"], member["verdict"]) == (True, True, "static")
+        assert (member["in_ring"], member["routable"], member["verdict"]) == (True, True, "agree")
         ring = await page("/debug/ring")
         assert ring["owners"] == [{"id": "n1", "share": 1.0, "replica_share": 1.0, "tokens": 1024}]
         assert ring["pending"] == []

@@ -34,6 +34,10 @@ async def until(condition: Callable[[], Any], timeout_s: float, what: str) -> fl
         await asyncio.sleep(0.05)
 
 
+CLUSTER = f"test-{os.getpid()}"
+"""Clusters of other test processes run on this machine, and ports are used again: gossip must not mix them up."""
+
+
 @dataclass
 class NodeProcess:
     """One node: `zephyr node` with its ports and its log."""
@@ -148,7 +152,8 @@ async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
             ]
             where = ["--etcd", endpoints or embedded.endpoint] if embedded else ["--etcd", "none"]
             if not embedded:
-                where += ["--join", ",".join(node.peer for node in nodes)]
+                where += ["--join", ",".join(node.gossip for node in nodes)]
+            where += ["--cluster", CLUSTER]
             cluster = Cluster(session, nodes, embedded, [*where, *arguments])
             clusters.append(cluster)
             for node in nodes:

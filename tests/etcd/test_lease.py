@@ -186,7 +186,9 @@ def test_a_check_that_agrees_leads_to_nothing_but_the_next_one():
 def test_a_watch_that_ended_leads_to_a_full_listing_and_an_old_watch_is_ignored():
     machine = Fixture().registered()
     assert calls(machine.on_watch_ended(EtcdWatchEnded(99, "old"), at(1))) == []
-    assert calls(machine.on_watch_ended(EtcdWatchEnded(1, "compacted"), at(1))) == [ReadSnapshot()]
+    effects = machine.on_watch_ended(EtcdWatchEnded(1, "compacted"), at(1))
+    assert calls(effects) == [ReadSnapshot()]
+    assert notes(effects) == ["etcd-watch-ended"]
     gone = KeyChange(KEYS.member("n1"), None, 12, 0)
     assert machine.on_watched(EtcdWatched(1, 12, (gone,)), at(1.1)) == []
 

@@ -84,6 +84,7 @@ class Node:
         self.replies: dict[int, tuple[int, tuple[Any, ...]]] = {}
         self.failures: dict[int, tuple[str, bool]] = {}
         self.connections: list[Member | tuple[NodeId, str]] = []
+        self.refusals: list[tuple[NodeId, int]] = []
         self.probes: list[tuple[Address, Member | None, str]] = []
         self.call_id = 0
         self.in_call = False
@@ -97,7 +98,8 @@ class Node:
             replied=self._replied,
             failed=self._failed,
             connected=lambda member: self._heard(self.connections, member),
-            disconnected=lambda node_id, reason: self._heard(self.connections, (node_id, reason)),
+            disconnected=lambda node_id, reason, _goodbye: self._heard(self.connections, (node_id, reason)),
+            refused=lambda node_id, epoch: self._heard(self.refusals, (node_id, epoch)),
             probed=lambda *answer: self._heard(self.probes, answer),
         )
         return PeerTransport(self.settings, host, random.Random(7))

@@ -25,7 +25,7 @@ from zephyr.cli.output import (
     print_table,
 )
 from zephyr.cli.settings import setting_options, settings_from, source_of
-from zephyr.config import SPECS, format_value
+from zephyr.config import CLUSTER_DEFAULT, SPECS, format_value
 from zephyr.errors import ConfigError, ZephyrError
 
 
@@ -103,7 +103,8 @@ def config_show(context: click.Context, /, output: str, **_texts: str) -> None:
     show_default=True,
     help="HTTP port of node n1; the others follow.",
 )
-@click.option("--no-etcd", is_flag=True, help="A static cluster: its ring never changes.")
+@click.option("--cluster", default=CLUSTER_DEFAULT, show_default=True, help="Name of the cluster.")
+@click.option("--no-etcd", is_flag=True, help="A cluster that lives by gossip alone.")
 @click.option(
     "--run-for",
     "run_for_s",
@@ -113,12 +114,14 @@ def config_show(context: click.Context, /, output: str, **_texts: str) -> None:
 )
 @click.option("--seed", type=int, help="Of the keys, values and choices. Default: another one each time.")
 @output_option
-def demo(*, nodes: int, base_port: int, no_etcd: bool, run_for_s: float | None, seed: int | None, output: str) -> int:
+def demo(
+    *, nodes: int, base_port: int, cluster: str, no_etcd: bool, run_for_s: float | None, seed: int | None, output: str
+) -> int:
     """Run a cluster on this machine: to play with on a terminal, else to watch it survive a killed node."""
     from zephyr import demo as demonstration  # noqa: PLC0415  # brings aiohttp along
 
     plan = demonstration.Plan(
-        nodes=nodes, base_port=base_port, with_etcd=not no_etcd, run_for_s=run_for_s, seed=seed,
+        nodes=nodes, base_port=base_port, cluster=cluster, with_etcd=not no_etcd, run_for_s=run_for_s, seed=seed,
         tour=not sys.stdout.isatty(),
     )  # fmt: skip
     show = (lambda *_table: None) if output == "json" else print_table

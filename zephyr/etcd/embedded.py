@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
+import functools
 import importlib.util
 import itertools
 import os
@@ -16,13 +18,16 @@ import socket
 import tempfile
 from pathlib import Path
 
-from zephyr.errors import ZephyrError
+from zephyr.errors import EtcdError, ZephyrError
 
 START_MAX_S = 20.0
 """Longest wait until it serves: an election takes a second, a busy machine multiplies that."""
 STOP_MAX_S = 5.0
+PAUSE_MAX_S = 5.0
+"""Longest wait until SIGSTOP has reached every thread: a scheduler's tick for each, if the machine is not frozen."""
 POLL_S = 0.02
-PORTS_FIRST, PORTS_PER_BLOCK, PORT_BLOCKS = 10_000, 100, 100
+PORTS_FIRST, PORTS_PER_BLOCK, PORT_BLOCKS = 10_000, 100, 80
+"""Up to 17,999: the ports above are those of the container tests."""
 PR_SET_PDEATHSIG = 1
 """prctl(2), from linux/prctl.h."""
 _port_offsets = itertools.cycle(range(PORTS_PER_BLOCK))
@@ -33,6 +38,35 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def claim_ports(first: int) -> socket.socket | None:
+    """Claim the ports from `first` on, or return None when another process has: until it is closed, or we end.
+
+    That a port can be bound says nothing of the next moment: whoever asks after us, and before our server
+    listens, is told the same. The claim is an abstract Unix socket: it is the network namespace's own, as
+    ports are, leaves no file behind, and the kernel takes it back however the process ends.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0zephyrcache-ports-{first}")
+    except OSError as error:
+        claim.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return claim
+
+
+@functools.cache
+def _port_block(process_id: int) -> tuple[int, socket.socket]:
+    """Return the first port of this process's own block, and the claim on it, which is held to the end."""
+    for number in range(process_id, process_id + PORT_BLOCKS):
+        first = PORTS_FIRST + number % PORT_BLOCKS * PORTS_PER_BLOCK
+        claim = claim_ports(first)
+        if claim is not None:
+            return first, claim
+    raise ZephyrError(f"all {PORT_BLOCKS} blocks of ports from {PORTS_FIRST} on are claimed by other processes")
+
+
 def free_port() -> int:
     """Return a loopback port on which nobody listens, each time another one.
 
@@ -40,7 +74,7 @@ def free_port() -> int:
     server which is away may be given that very port, connect to itself and keep the server out. Processes
     that run side by side have a block each.
     """
-    base = PORTS_FIRST + os.getpid() % PORT_BLOCKS * PORTS_PER_BLOCK
+    base, _ = _port_block(os.getpid())
     for offset in itertools.islice(_port_offsets, PORTS_PER_BLOCK):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -50,6 +84,11 @@ def free_port() -> int:
                 continue
         return base + offset
     raise ZephyrError(f"no free port from {base} to {base + PORTS_PER_BLOCK - 1}")
+
+
+def _has_stopped(child: int) -> bool:
+    """Whether all threads of a child have: the kernel tells its parent then. Asked again, it says the same again."""
+    return os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 def find_etcd() -> str:
@@ -155,10 +194,21 @@ class EmbeddedEtcd:
         await self.kill()
         shutil.rmtree(self._data / "member", ignore_errors=True)
 
-    def pause(self) -> None:
-        """SIGSTOP: it keeps its connections and says nothing."""
+    async def pause(self) -> None:
+        """SIGSTOP: it keeps its connections and says nothing. Raises EtcdError when it does not stop.
+
+        The signal takes effect thread by thread, when each is next scheduled; until then etcd may answer.
+        """
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        try:
+            self._process.send_signal(signal.SIGSTOP)
+            async with asyncio.timeout(PAUSE_MAX_S):
+                while not _has_stopped(self._process.pid):  # noqa: ASYNC110  # another program's state has no event
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise EtcdError(f"etcd has not stopped within {PAUSE_MAX_S:.0f} s of SIGSTOP") from None
+        except (ProcessLookupError, ChildProcessError):
+            raise EtcdError("etcd has ended") from None
 
     def resume(self) -> None:
         """SIGCONT after `pause`."""

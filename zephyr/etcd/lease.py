@@ -251,7 +251,7 @@ class EtcdMembership:
         if event.watch_id != self._watch_id:
             return []
         self._synced = False
-        return self._plan(now)
+        return [self._note(now, "etcd-watch-ended", "", f"{event.reason}; listing again"), *self._plan(now)]
 
     def on_checked(self, event: EtcdKeysChecked, now: Instant) -> list[Effect]:
         """Compare the linearizable listing of keys with what the watch told."""

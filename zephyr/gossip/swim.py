@@ -125,6 +125,8 @@ PAUSE_S = 0.5
 """A timer this late means that the node did not run: what waited meanwhile gets that time on top."""
 CONFLICT_TIMEOUT_S = 2.0
 """How long a process that claims this node's id has to answer before it counts as a memory."""
+CONFLICT_PAUSE_S = 3.0
+"""It must answer twice, so far apart: a newcomer that finds this node registered in etcd stops by itself meanwhile."""
 
 
 class Probe:
@@ -185,7 +187,7 @@ class Swim:
         self._resolving = False
         self._introduced: tuple[Member, ...] = ()
         self._introducing = False
-        self._conflict_epoch = 0
+        self._conflict_epoch, self._conflict_since_s = 0, -inf
         self._user_event_number = 0
         self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
         self._encoded_self = b""
@@ -613,31 +615,31 @@ class Swim:
             return
         if (other.epoch, other.gossip) < (mine.epoch, mine.gossip) or other.epoch == self._conflict_epoch:
             return
-        self._conflict_epoch = other.epoch
+        if other.gossip == mine.gossip:  # This very socket: nobody else can answer there.
+            self._renew(replace(mine, epoch=other.epoch + 1), 0, now)
+            return
+        self._conflict_epoch, self._conflict_since_s = other.epoch, now.monotonic_s
+        self._ask_namesake(other, now)
+        self._at(now.monotonic_s + CONFLICT_PAUSE_S, self._ask_namesake, other)
+
+    def _ask_namesake(self, other: Member, now: Instant) -> None:
+        """Ask at the address of another process with this node's id whether it lives."""
+        is_last = now.monotonic_s >= self._conflict_since_s + CONFLICT_PAUSE_S
         self._sequence += 1
-        ping = [encode_message(Ping(self._sequence, mine.id))]
+        ping = [encode_message(Ping(self._sequence, self.member.id))]
 
-        def asked(packet: Packet | None, at: Instant) -> None:
-            self._conflict_epoch = 0
-            if (
-                packet is not None
-                and packet.sender == mine.id
-                and (packet.epoch, other.gossip)
-                > (
-                    self.member.epoch,
-                    self.member.gossip,
-                )
-            ):
-                reason = f"another live process has the id {mine.id}, at {other.gossip}, and began later"
-                self._note(at, "name-conflict", mine.id, reason)
+        def answered(packet: Packet | None, at: Instant) -> None:
+            lives = packet is not None and packet.sender == self.member.id and packet.epoch != self.member.epoch
+            if lives and is_last:
+                reason = f"another live process has the id {self.member.id}, at {other.gossip}, and began later"
+                self._note(at, "name-conflict", self.member.id, reason)
                 self._effects.append(Stop(1, reason))
-            elif other.epoch >= self.member.epoch:  # A memory: this life comes after it.
-                self._renew(replace(self.member, epoch=other.epoch + 1), 0, at)
+            elif is_last:
+                self._conflict_epoch = 0
+                if other.epoch >= self.member.epoch:  # A memory: this life comes after it.
+                    self._renew(replace(self.member, epoch=other.epoch + 1), 0, at)
 
-        if other.gossip == mine.gossip:
-            asked(None, now)  # This very socket: nobody else can answer there.
-        else:
-            self._open_stream(other.gossip, ping, CONFLICT_TIMEOUT_S, asked)
+        self._open_stream(other.gossip, ping, CONFLICT_TIMEOUT_S, answered)
 
     def _on_suspect(self, message: Suspect, now: Instant, source: Address = "") -> None:
         if message.id == self.member.id:
