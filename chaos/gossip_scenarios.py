@@ -56,6 +56,8 @@ PLAN_LOSS_MAX = 0.01
 """Up to here no live member may be called dead."""
 PLAN_PAUSE_HARMLESS_S = 3.0
 """A longer pause may cost the paused member its life: the shortest time to refute is 4 s."""
+PLAN_READ_LATE_S = 5.0
+"""After a pause, a starved node may not have read for so long that the paused one is back."""
 PLAN_EXCUSED_S = 30.0
 """For so long after a fault that explains a false death, it still does: the longest suspicion of ten members and a
 few periods."""
@@ -348,6 +350,8 @@ class Plan:
         self.ids = [f"n{number}" for number in range(1, case.nodes + 1)]
         self.excused_s: dict[str, float] = {}
         """Node -> until when calling it dead is no mistake of gossip."""
+        self.resumed_s: dict[str, float] = {}
+        """Node -> when its last pause ended, or will."""
         self.failure = ""
         self._seeds = tuple(f"10.0.0.{number}:7946" for number in range(3))
 
@@ -402,6 +406,7 @@ class Plan:
         node = self._pick()
         if node and not node.host.refuses_peers:
             duration_s = self.rng.choice((0.3, 1.0, 2.0, 3.0, 8.0))
+            self.resumed_s[node.id] = max(self.resumed_s.get(node.id, 0.0), self.world.now_s + duration_s)
             if duration_s > PLAN_PAUSE_HARMLESS_S:
                 self._excuse(node, duration_s)
             self.world.network.pause(node.host, duration_s)
@@ -472,6 +477,10 @@ class Plan:
     def _judge(self, said: Death) -> None:
         """Judge a death as it is declared: of a live member that nothing was done to, it is a failure."""
         if said.condition == "gone" or said.at_s < self.excused_s.get(said.member, 0.0):
+            return
+        # A starved node may read too late that a member which stood still refuted in time, and then misleads everyone.
+        starving = any(host.starved_s is not None for host in self._hosts())
+        if starving and said.at_s < self.resumed_s.get(said.member, -math.inf) + PLAN_READ_LATE_S:
             return
         if not self.failure:
             self.failure = f"{said.observer} called {said.member} dead at {said.at_s:.3f} s, which was {said.condition}"

@@ -50,8 +50,8 @@ EPOCH_UNIX_MS = 1_700_000_000_000
 """Unix ms at virtual second 0."""
 RESOLVE_S = 0.02
 """How long a name takes to resolve."""
-LAG_REPORTED_S = 1.0
-"""A node that stood still reports a loop that is well again after so long."""
+LAG_PERIOD_S = 0.1
+"""As `zephyr.runtime` measures the event loop's lag: a node that stood still tells after so long that it is well."""
 LEAVE_LINGER_S = 1.0
 """From a goodbye to the end of the process."""
 
@@ -279,7 +279,7 @@ class GossipNode(Process):
         """Tell the machine that its event loop stood still, and a little later that it does so no more."""
         self.handle(LoopLagged(paused_s))
         self.network.call_at(
-            self.host, self.network.scheduler.now_s + LAG_REPORTED_S, lambda: self.handle(LoopLagged(0.0))
+            self.host, self.network.scheduler.now_s + LAG_PERIOD_S, lambda: self.handle(LoopLagged(0.0))
         )
 
     def _opened(self, opening: Callable[[bytes], Packet], data: bytes) -> Packet | None:
@@ -411,10 +411,10 @@ class GossipNode(Process):
         is_news = reason != link.reason
         link.reason = reason
         self._try_again(link)
+        if reason == "refused" and link.ended_epoch:
+            self.handle(PeerRefused(link.member.id, link.ended_epoch))
         if is_news:
             self.handle(PeerDisconnected(link.member.id, reason))
-        if reason == "refused" and link.ended_epoch and link.failures <= len(RECONNECT_DELAYS_S):
-            self.handle(PeerRefused(link.member.id, link.ended_epoch))
 
 
 class GossipWorld:
