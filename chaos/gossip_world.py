@@ -329,8 +329,9 @@ class GossipNode(Process):
         if link is not None:
             link.serial += 1
             self.network.hang_up(self.host, record.member.gossip)
-            if self._kept_floor >= 0:
-                self._choose_links(None)
+        keeps_all = len(self.swim.table.live) <= LINKS_ALL_KEPT_MAX
+        if self._kept_floor >= 0 and (link is not None or keeps_all):
+            self._choose_links(None)
 
     def _choose_links(self, stranger: Member | None) -> None:
         """Keep a link to everyone, or to those whose hashes are least."""
