@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from zephyr import __version__
+from zephyr.gossip.messages import GossipState
 from zephyr.model import Authority, ClusterView, Instant
 from zephyr.node import Node
 
@@ -57,6 +58,8 @@ class Metrics(Collector):
         """Requests sent to peers that are over, by result: `ok`, or why there was no answer."""
         self.peer_totals: Callable[[], Mapping[str, Mapping[str, int]]] | None = None
         """What else the peer protocol counts: `served`, `connections`, `bytes`, `wire_errors`, each by its label."""
+        self.gossip_totals: Callable[[], tuple[Mapping[tuple[str, str], int], Mapping[str, int]]] | None = None
+        """What the gossip sockets count: messages by (type, direction), and dropped packets by cause."""
         self.connections: Callable[[], int] | None = None
         """Clients' connections that are open."""
         self.hits = 0
@@ -122,6 +125,8 @@ class Metrics(Collector):
             yield _labelled(CounterMetricFamily, "zephyr_peer_requests", text, "result", self.peer_results())
         if self.peer_totals is not None:
             yield from _peer_totals(self.peer_totals())
+        if self.gossip_totals is not None:
+            yield from _gossip_totals(*self.gossip_totals())
         lag_s = self.event_loop_lag_s
         if lag_s is not None:
             text = "Worst lag of the event loop in the last ten seconds."
@@ -129,6 +134,7 @@ class Metrics(Collector):
         if self.node is not None:
             yield from self._store(self.node)
             yield from self._cluster(self.node)
+            yield from _membership(self.node)
 
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily("zephyr_requests", "Clients' requests answered.", labels=("op", "code"))
@@ -186,6 +192,30 @@ def _peer_totals(totals: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
         ("wire_errors", "cause", "Connections dropped over bytes that break the peer protocol."),
     ):
         yield _labelled(CounterMetricFamily, f"zephyr_peer_{kind}", text, label, totals[kind])
+
+
+def _gossip_totals(messages: Mapping[tuple[str, str], int], drops: Mapping[str, int]) -> Iterator[Metric]:
+    text = "Gossip messages, by type and direction."
+    metric = CounterMetricFamily("zephyr_gossip_messages", text, labels=("type", "direction"))
+    for labels, count in messages.items():
+        metric.add_metric(labels, count)
+    yield metric
+    text = "Gossip packets that were refused, by cause."
+    yield _labelled(CounterMetricFamily, "zephyr_gossip_dropped_packets", text, "cause", drops)
+
+
+def _membership(node: Node) -> Iterator[Metric]:
+    """What gossip believes, this node included."""
+    swim = node.swim
+    text = "This node's doubt of itself: 0 is well, 8 the worst; intervals and time-outs are stretched by it plus one."
+    yield GaugeMetricFamily("zephyr_gossip_health", text, value=swim.health)
+    states = Counter(record.state for record in swim.table.members.values())
+    states["left" if swim.is_leaving else "alive"] += 1
+    text = "Members, by what gossip believes of them."
+    shown: dict[str, float] = {state: states[state] for state in get_args(GossipState)}
+    yield _labelled(GaugeMetricFamily, "zephyr_member_state", text, "state", shown)
+    text = "Accusations that this node had to refute."
+    yield CounterMetricFamily("zephyr_gossip_refutations", text, value=swim.refutation_count)
 
 
 def _labelled(

@@ -149,9 +149,9 @@ class Runtime:
         self.peers = PeerTransport(settings, host, self._rng)
         await self.peers.bind()
         stack.push_async_callback(self.peers.close)
-        envelope = Envelope(settings.cluster, settings.id, read_keyring(settings), os.urandom)
+        self.envelope = Envelope(settings.cluster, settings.id, read_keyring(settings), os.urandom)
         gossip_host = GossipHost(dispatch=self.dispatch, epoch=lambda: self.node.member.epoch)
-        self.gossip = GossipTransport(settings, envelope, gossip_host)
+        self.gossip = GossipTransport(settings, self.envelope, gossip_host)
         await self.gossip.bind()
         stack.push_async_callback(self.gossip.close)
         self.metrics = Metrics()
@@ -161,6 +161,7 @@ class Runtime:
         self.node = Node(settings, self._announcement(), self._rng, now())
         self.metrics.peer_results = self.peers.counters.results
         self.metrics.peer_totals = self.peers.counters.totals
+        self.metrics.gossip_totals = lambda: (self.gossip.counters.messages, self.gossip.counters.drops)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if settings.etcd:
             keyspace = Keyspace(settings.cluster)
@@ -168,7 +169,7 @@ class Runtime:
             stack.push_async_callback(self.etcd.close)
         self._carry_out = self._table_of_effects()
         await self.peers.start()
-        await self.gossip.start()
+        self.gossip.start()
         lag = tasks.create_task(self._measure_lag())
         stack.callback(lag.cancel)
         self._listen_to_signals()
@@ -221,11 +222,11 @@ class Runtime:
     def _reload_keyring(self) -> None:
         """Read the keys anew; a file that is unusable now changes nothing."""
         try:
-            self.gossip.envelope.keyring = read_keyring(self.settings)
+            self.envelope.keyring = read_keyring(self.settings)
         except ConfigError as error:
             log.error("keyring", detail=str(error))  # noqa: TRY400  # one line tells all
             return
-        keyring = self.gossip.envelope.keyring
+        keyring = self.envelope.keyring
         log.info("keyring", keys=len(keyring.keys) if keyring else 0)
 
     # --- events in ------------------------------------------------------------------------------------

@@ -48,9 +48,10 @@ class NodeProcess:
     gossip: str
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    program: tuple[str, ...] = (sys.executable, "-m", "zephyr")
 
     def start(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "zephyr", "node", "--id", self.id, "--http", self.http, "--peer", self.peer]
+        command = [*self.program, "node", "--id", self.id, "--http", self.http, "--peer", self.peer]
         command += ["--gossip", self.gossip, *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ZEPHYR_")}
         with self.log.open("ab") as log:

@@ -1,16 +1,19 @@
-"""Gossip's sockets: datagrams by UDP, push-pull and TCP pings by short streams on the same port number.
+"""The sockets of gossip: datagrams and streams on one port number, sealed packets in both.
 
-Translates packets to events and effects to packets, and decides nothing: what is not authentic and well-formed
-is counted by cause and dropped (`zephyr.gossip.wire`), the rest goes to the core.
+Decides how an address becomes a socket's, how much is read at once, and when a stream has taken too long.
+Never decides what a message means, whom to ask or when to ask again: messages go to the core as events, and the
+core's effects say what to send. A packet that the `Envelope` refuses is counted by cause and leaves no other
+trace, so whoever cannot seal a packet is never answered.
 
-A stream carries one packet each way, each after its length in 4 bytes, big-endian; then it is closed.
+A stream is one exchange: connect, one frame there, one frame back, close. A frame is a length of 4 bytes
+(big-endian) and a sealed stream packet.
 
 Invariants:
-- Reading a datagram socket takes a bounded time a turn; `drain` reads what waits before time-outs are judged.
-- Streams are bounded in number, size and time, on both sides. A stream whose first packet is not authentic is closed
-  without a word, so that strangers learn nothing.
-- Each `OpenStream` ends in exactly one StreamReplied or StreamFailed, unless the transport closes.
-- Closing leaves no socket, task or timer behind.
+- Each `OpenStream` ends in exactly one `StreamReplied` or `StreamFailed`, unless this transport is closed first.
+- Sending never raises: what the network does not take is counted, and lost like any datagram.
+- Streams, what they read, and datagrams that wait for a name are bounded in number, bytes and time.
+- Events are dispatched from the event loop alone, but for `drain` and `receive_news`, which are called to do so.
+- Closing takes a bounded time, and leaves no socket, task or timer behind.
 """
 
 from __future__ import annotations
@@ -18,16 +21,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from zephyr.config import Settings, format_address, parse_address
 from zephyr.errors import ConfigError, WireError
 from zephyr.events import (
     DatagramReceived,
     Event,
+    GossipEffect,
     OpenStream,
     ReplyStream,
     ResolveSeeds,
@@ -36,397 +42,201 @@ from zephyr.events import (
     StreamReceived,
     StreamReplied,
 )
-from zephyr.gossip.dns import Resolver, is_ip
+from zephyr.gossip.dns import Resolver, resolve_seeds
 from zephyr.gossip.messages import Packet
-from zephyr.gossip.wire import PACKET_BYTES_MAX, STREAM_BYTES_MAX, Envelope
+from zephyr.gossip.wire import MESSAGE_NAMES, PACKET_BYTES_MAX, STREAM_BYTES_MAX, Envelope, message_name
 from zephyr.model import Address
+from zephyr.peer.connection import error_name
 
+READ_MAX = 64
+"""Datagrams read in one turn of the event loop: some 3 ms of work, so that clients do not wait behind a flood."""
+DRAIN_MAX = 1024
+"""Datagrams that `drain` reads: more than the receive buffer holds of the smallest, so all that waited."""
 RECEIVE_BUFFER_BYTES = 1 << 20
-"""Asked of the kernel: a thousand datagrams, which is a stall of seconds in the largest ring."""
-DATAGRAMS_A_TURN = 64
-"""Read in one turn of the event loop, so that a flood leaves time for clients."""
-DRAIN_MAX = 2048
-"""Read before time-outs are judged: more than the kernel holds."""
-PORT_ATTEMPTS = 16
-"""Tries to find a port number that is free for UDP and TCP where any will do."""
+"""Wanted for datagrams that arrive while the event loop is busy; the system may grant less."""
 
-STREAMS_SERVED_MAX = 128
-"""Streams of others at once: each holds up to a megabyte for a moment."""
-STREAM_SERVE_TIMEOUT_S = 10.0
-"""For all of one such stream."""
+TARGETS_MAX = 4096
+"""Addresses whose socket form is remembered, either way: several for each member of the largest ring."""
+NAMES_MAX = 1024
+"""Host names whose addresses are remembered: several for each member of the largest ring."""
+NAME_TTL_S = 30.0
+"""A name is looked up again after this: a container that began anew elsewhere is found within it."""
+NAME_RETRY_S = 1.0
+"""As above, for a name that had no address."""
+NAME_WAITING_MAX = 16
+"""Datagrams that wait for one name; by then the first of them are out of date."""
+LOOKUPS_MAX = 64
+"""Names looked up at once."""
+
+STREAMS_OPEN_MAX = 64
+"""Streams of this node's own under way: a TCP ping ends with its probe, and a push-pull comes every 15 s or more."""
+STREAMS_SERVED_MAX = 64
+"""Streams of others under way. Each may hold a frame, so this bounds their memory as well: 64 MiB."""
+ACCEPT_MAX = 16
+"""Connections accepted in one turn of the event loop."""
+ACCEPT_PAUSE_S = 1.0
+"""Rest after the system had no file descriptor or memory for another connection."""
+REQUEST_TIMEOUT_S = 5.0
+"""From accepted to the whole request read. Honest senders write it at once."""
+REPLY_TIMEOUT_S = 5.0
+"""From the request to the whole reply written. The core answers at once, or never."""
+READ_BYTES_MAX = 64 << 10
+"""Read from a stream at once."""
 LENGTH_BYTES = 4
-FRAME_BYTES_MAX = STREAM_BYTES_MAX + PACKET_BYTES_MAX
 
-DESTINATIONS_MAX = 4096
-"""Addresses kept parsed."""
-NAME_LIFETIME_S = 30.0
-"""How long the address of a name is believed."""
-NAMES_MAX = 256
-"""Names that are resolved or being resolved; members announce IP addresses nearly always."""
+PORT_TRIES = 16
+"""Ports that the system picks for TCP, until one is free for UDP too."""
+CLOSE_TIMEOUT_S = 1.0
+"""For the tasks, all of them cancelled, to end."""
 
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-@dataclass(slots=True)
-class GossipCounters:
-    """Running totals since the start, for metrics."""
-
-    messages: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(kind of packet, direction): datagram, stream or news; in or out."""
-    drops: Counter[str] = field(default_factory=Counter)
-    """Packets dropped, by cause."""
-    send_errors: Counter[str] = field(default_factory=Counter)
-    """Datagrams that the system did not take, by the name of the error."""
-    bytes: Counter[str] = field(default_factory=Counter)
-    """Of datagrams, by direction."""
+SocketAddress: TypeAlias = tuple[Any, ...]
+"""(host, port), or for IPv6 (host, port, flow, scope), with a literal as the host."""
+Target: TypeAlias = tuple[socket.AddressFamily, SocketAddress]
 
 
 @dataclass(frozen=True, slots=True)
 class GossipHost:
-    """What the transport asks of, and tells, the program around it."""
+    """What the transport asks of, and tells, the program around it. Neither may block or raise."""
 
     dispatch: Callable[[Event], None]
     epoch: Callable[[], int]
-    """Boot epoch of this node as it is now."""
+    """Boot epoch of this node."""
 
 
-class _Service(asyncio.Protocol):
-    """Reads one frame of a stream."""
+@dataclass(slots=True)
+class GossipCounters:
+    """Running totals since the start, for metrics. A transport is udp, tcp or peer; a direction is sent or received."""
 
-    transport: asyncio.Transport
+    packets: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By (transport, direction); received ones whether good or not."""
+    bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of these packets."""
+    messages: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By (type, direction); of good packets only."""
+    drops: Counter[str] = field(default_factory=Counter)
+    """Received packets that were refused, by `WireError.cause`."""
+    send_errors: Counter[str] = field(default_factory=Counter)
+    """Packets that could not be sent: by the system's name of the error (EPERM, ENETUNREACH, ...), or oversized,
+    no-address (it is none, or its name has none) or waiting (too many wait for the name)."""
+    streams: Counter[str] = field(default_factory=Counter)
+    """opened and answered here; served; refused (too many of either) and late (cut for taking too long)."""
 
-    def __init__(self, owner: GossipTransport, *, stream_id: int = 0, request: bytes = b"") -> None:
-        """With `request` this side asks: it sends the frame, and waits for the answer."""
-        self._owner = owner
-        self._request = request
-        self._buffer = bytearray()
-        self._stream_id = stream_id
-        self._is_done = False
-        self._timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-        if self._request:
-            self.transport.write(self._request)
-        elif not self._owner.served_began(self):
-            self.transport.abort()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(STREAM_SERVE_TIMEOUT_S, self.transport.abort)
+class _Name:
+    """What is known of one host name, and what waits for it."""
 
-    def data_received(self, data: bytes) -> None:
-        if self._is_done:
-            return
-        self._buffer += data
-        if len(self._buffer) < LENGTH_BYTES:
-            return
-        length = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
-        if length > FRAME_BYTES_MAX:
-            self._owner.counters.drops["oversized"] += 1
-            self._end(None, "the answer is too long")
-        elif len(self._buffer) >= LENGTH_BYTES + length:
-            self._read(bytes(self._buffer[LENGTH_BYTES : LENGTH_BYTES + length]))
+    __slots__ = ("hosts", "is_looked_up", "until_s", "waiting")
 
-    def eof_received(self) -> None:
-        self._end(None, "closed without an answer")
+    def __init__(self) -> None:
+        self.hosts: list[str] = []
+        self.until_s = 0.0
+        self.is_looked_up = False
+        self.waiting: list[tuple[int, Sequence[bytes]]] = []
+        """(port, messages)."""
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the reason changes nothing
-        if self._timer is not None:
-            self._timer.cancel()
-        self._end(None, "closed without an answer")
-        if not self._request:
-            self._owner.served_ended(self, self._stream_id)
 
-    def _read(self, frame: bytes) -> None:
-        packet = self._owner.opened_stream(frame)
-        if packet is None:
-            self._end(None, "the answer is not authentic")
-            return
-        self._is_done = True
-        self._buffer.clear()
-        if self._request:
-            self._owner.stream_ended(self._stream_id, packet, "")
-            self.transport.close()
-        else:
-            self._stream_id = self._owner.stream_received(self, packet)
+class _Served:
+    """One stream that somebody else opened."""
 
-    def _end(self, packet: Packet | None, reason: str) -> None:
-        if not self._is_done:
-            self._is_done = True
-            if self._request:
-                self._owner.stream_ended(self._stream_id, packet, reason)
-            self.transport.abort()
+    __slots__ = ("is_authentic", "reply", "sock", "task")
+
+    def __init__(self, sock: socket.socket, reply: asyncio.Future[Sequence[bytes]]) -> None:
+        self.sock = sock
+        self.reply = reply
+        self.is_authentic = False
+        self.task: asyncio.Task[None] | None = None
 
 
 class GossipTransport:
-    """Every gossip socket of one node."""
+    """The datagrams and streams of one node."""
+
+    _loop: asyncio.AbstractEventLoop
+    _family: socket.AddressFamily
 
     def __init__(
         self, settings: Settings, envelope: Envelope, host: GossipHost, resolver: Resolver | None = None
     ) -> None:
         """Bind nothing yet."""
-        self.envelope = envelope
         self.counters = GossipCounters()
         self._settings = settings
+        self._envelope = envelope
         self._host = host
-        self._resolver = resolver or Resolver()
-        self._socket: socket.socket | None = None
-        self._server: asyncio.Server | None = None
-        self._destinations: dict[Address, tuple[Any, ...]] = {}
-        self._names: dict[str, tuple[str, float]] = {}
-        """Host name -> (IP address or empty while it is asked for, believed until)."""
-        self._served: dict[_Service, None] = {}
-        self._answering: dict[int, _Service] = {}
-        self._last_stream = 0
-        self._asking: dict[int, asyncio.Task[None]] = {}
+        self._resolver = Resolver() if resolver is None else resolver
+        self._datagrams: socket.socket | None = None
+        self._listener: socket.socket | None = None
+        self._accept_timer: asyncio.TimerHandle | None = None
+        self._started = False
+        self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._served: dict[int, _Served] = {}
+        self._served_id = 0
+        self._asking: set[asyncio.Task[None]] = set()
+        self._targets: dict[Address, Target] = {}
+        self._sources: dict[SocketAddress, Address] = {}
+        self._names: dict[str, _Name] = {}
+        self._lookups = 0
+        self._execute: dict[type, Callable[[Any], None]] = {
+            SendDatagram: self._send,
+            OpenStream: self._open,
+            ReplyStream: self._reply,
+            ResolveSeeds: self._resolve,
+        }
 
-    # --- life ---------------------------------------------------------------------------------------
+    # --- opening and closing --------------------------------------------------------------------------
 
     @property
     def address(self) -> Address:
-        """The bound address: differs from `settings.gossip` where that leaves the port open (`:0`)."""
-        assert self._socket is not None
-        host, port = self._socket.getsockname()[:2]
-        return format_address(host, port)
+        """The bound address: differs from `settings.gossip` where that names a host or leaves the port open (`:0`)."""
+        assert self._datagrams is not None
+        return _format(self._datagrams.getsockname())
 
     async def bind(self) -> None:
-        """Bind UDP and TCP to the same port. Raises ConfigError, with nothing left open, when that is not possible."""
+        """Bind `settings.gossip` for UDP and TCP, and read nothing yet.
+
+        Raises ConfigError, with nothing left open, when that is not possible.
+        """
         self._loop = asyncio.get_running_loop()
         address = self._settings.gossip
         host, port = parse_address(address)
         try:
-            found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            hosts = await self._resolver.addresses(host)
+            # A name with both goes to IPv4: the other nodes of a machine are told to use 127.0.0.1.
+            literal = next((host for host in hosts if ":" not in host), hosts[0])
+            self._family, bound = _target(literal, port)
+            self._datagrams, self._listener = _bind_both(self._family, bound)
         except OSError as error:
-            raise ConfigError(f"--gossip: cannot listen at {address}: {error.strerror}") from None
-        family, _, _, _, where = found[0]
-        for attempt in range(PORT_ATTEMPTS if port == 0 else 1):
-            try:
-                await self._bind(family, where)
-            except OSError as error:
-                self._unbind()
-                if error.errno == errno.EADDRINUSE and port == 0 and attempt + 1 < PORT_ATTEMPTS:
-                    continue
-                if error.errno == errno.EADDRINUSE:
-                    raise ConfigError(f"--gossip: {address} is taken by another program") from None
-                raise ConfigError(f"--gossip: cannot listen at {address}: {error.strerror}") from None
-            return
+            await self._resolver.close()
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(f"--gossip: {address} is taken by another program") from None
+            raise ConfigError(f"--gossip: cannot listen at {address}: {error_name(error)}") from None
 
-    async def _bind(self, family: int, where: tuple[Any, ...]) -> None:
-        self._socket = sock = socket.socket(family, socket.SOCK_DGRAM)
-        sock.setblocking(False)  # the socket's own interface
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        sock.bind(where)
-        host, port = sock.getsockname()[:2]
-        self._server = await self._loop.create_server(
-            lambda: _Service(self), host, port, backlog=STREAMS_SERVED_MAX, start_serving=False
-        )
-
-    def _unbind(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    async def start(self) -> None:
-        """Begin to read."""
-        assert self._socket is not None
-        assert self._server is not None
-        self._loop.add_reader(self._socket, self._readable)
-        await self._server.start_serving()
+    def start(self) -> None:
+        """Read datagrams and accept streams, from the next turn of the event loop on."""
+        assert self._datagrams is not None
+        assert self._listener is not None
+        self._started = True
+        self._loop.add_reader(self._datagrams, self._read, READ_MAX)
+        self._loop.add_reader(self._listener, self._accept)
 
     async def close(self) -> None:
-        """Close everything. What is under way ends without a word."""
-        self._closing = True
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket)
-        if self._server is not None:
-            self._server.close()
-        for service in list(self._served):
-            service.transport.abort()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Close everything, within `CLOSE_TIMEOUT_S`. Open streams end without an event."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._accept_timer is not None:
+            self._accept_timer.cancel()
+        for sock in (self._datagrams, self._listener):
+            if sock is not None:
+                if self._started:
+                    self._loop.remove_reader(sock)
+                sock.close()
+        if self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT_S)
         await self._resolver.close()
-        self._unbind()
-
-    # --- datagrams ----------------------------------------------------------------------------------
-
-    def drain(self) -> None:
-        """Read every datagram that waits."""
-        self._read_datagrams(DRAIN_MAX)
-
-    def _readable(self) -> None:
-        self._read_datagrams(DATAGRAMS_A_TURN)
-
-    def _read_datagrams(self, count_max: int) -> None:
-        sock = self._socket
-        if sock is None or self._closing:
-            return
-        for _ in range(count_max):
-            try:
-                data, source = sock.recvfrom(PACKET_BYTES_MAX + 1)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:  # An ICMP answer to an earlier packet: it belongs to no packet that waits.
-                self.counters.send_errors[errno.errorcode.get(error.errno or 0, "unknown")] += 1
-                continue
-            self.counters.bytes["in"] += len(data)
-            self._take(data, format_address(source[0], source[1]), "datagram")
-
-    def receive_news(self, packet: bytes) -> None:
-        """Take in a packet that came over a peer connection."""
-        self._take(packet, "", "news")
-
-    def seal_news(self, messages: Sequence[bytes]) -> bytes:
-        """Return a packet for peer connections."""
-        self.counters.messages["news", "out"] += 1
-        return self.envelope.seal(messages, self._host.epoch())
-
-    def _take(self, data: bytes, source: Address, kind: str) -> None:
-        try:
-            packet = self.envelope.open(data)
-        except WireError as error:
-            self.counters.drops[error.cause] += 1
-            return
-        self.counters.messages[kind, "in"] += 1
-        self._host.dispatch(DatagramReceived(source, packet))
-
-    def execute(self, effect: SendDatagram | OpenStream | ReplyStream | ResolveSeeds) -> None:
-        """Carry out an effect."""
-        if self._closing:
-            return
-        match effect:
-            case SendDatagram(address, messages):
-                self._send(address, messages)
-            case OpenStream():
-                self._asking[effect.stream_id] = self._spawn(self._ask(effect))
-            case ReplyStream(stream_id, messages):
-                self._answer(stream_id, messages)
-            case ResolveSeeds(seeds):
-                self._spawn(self._resolve(seeds))
-
-    def _send(self, address: Address, messages: Sequence[bytes]) -> None:
-        destination = self._destinations.get(address) or self._destination(address)
-        sock = self._socket
-        if destination is None or sock is None:
-            self.counters.send_errors["unresolved"] += 1
-            return
-        packet = self.envelope.seal(messages, self._host.epoch())
-        try:
-            sock.sendto(packet, destination)
-        except OSError as error:  # Gossip bears loss; the core hears of it as silence.
-            self.counters.send_errors[errno.errorcode.get(error.errno or 0, "unknown")] += 1
-            return
-        self.counters.messages["datagram", "out"] += 1
-        self.counters.bytes["out"] += len(packet)
-
-    def _destination(self, address: Address) -> tuple[Any, ...] | None:
-        """Return where to send to; None for a name that is being resolved."""
-        host, port = parse_address(address)
-        if is_ip(host):
-            if len(self._destinations) >= DESTINATIONS_MAX:
-                self._destinations.clear()
-            self._destinations[address] = (host, port)
-            return host, port
-        known, until_s = self._names.get(host, ("", 0.0))
-        if self._loop.time() >= until_s:
-            if len(self._names) >= NAMES_MAX:
-                self._names.clear()
-            self._names[host] = (known, self._loop.time() + NAME_LIFETIME_S)
-            self._spawn(self._look_up(host))
-        return (known, port) if known else None
-
-    async def _look_up(self, host: str) -> None:
-        try:
-            found = await self._resolver.hosts(host)
-        except OSError:
-            self._names.pop(host, None)
-            return
-        if found:
-            self._names[host] = (found[0], self._loop.time() + NAME_LIFETIME_S)
-
-    async def _resolve(self, seeds: tuple[str, ...]) -> None:
-        self._host.dispatch(await self._resolver.resolve_seeds(seeds))
-
-    # --- streams, asked by this node ----------------------------------------------------------------
-
-    async def _ask(self, effect: OpenStream) -> None:
-        """Connect, send, and leave the rest to the connection; it is closed when the time is over."""
-        stream_id = effect.stream_id
-        protocol: _Service | None = None
-        try:
-            frame = _framed(self.envelope.seal_stream(effect.messages, self._host.epoch()))
-            self.counters.messages["stream", "out"] += 1
-            async with asyncio.timeout(effect.timeout_s):
-                host, port = parse_address(effect.address)
-                hosts = await self._resolver.hosts(host)
-                _, protocol = await self._loop.create_connection(
-                    lambda: _Service(self, stream_id=stream_id, request=frame), hosts[0], port
-                )
-                await asyncio.Event().wait()  # `stream_ended` cancels.
-        except TimeoutError:
-            self.stream_ended(stream_id, None, "silent")
-        except ConnectionRefusedError:
-            self.stream_ended(stream_id, None, "refused")
-        except (OSError, WireError) as error:
-            self.stream_ended(stream_id, None, str(error))
-        finally:
-            if protocol is not None:
-                protocol.transport.close()
-
-    def stream_ended(self, stream_id: int, packet: Packet | None, reason: str) -> None:
-        """One of this node's streams got its answer, or will get none. Later calls change nothing."""
-        task = self._asking.pop(stream_id, None)
-        if task is None or self._closing:
-            return
-        if task is not asyncio.current_task():
-            task.cancel()
-        event = StreamFailed(stream_id, reason) if packet is None else StreamReplied(stream_id, packet)
-        self._loop.call_soon(self._host.dispatch, event)
-
-    # --- streams, asked by others -------------------------------------------------------------------
-
-    def served_began(self, service: _Service) -> bool:
-        """Count a stream; False: there are too many."""
-        if len(self._served) >= STREAMS_SERVED_MAX or self._closing:
-            self.counters.drops["streams"] += 1
-            return False
-        self._served[service] = None
-        return True
-
-    def served_ended(self, service: _Service, stream_id: int) -> None:
-        """Forget a stream."""
-        self._served.pop(service, None)
-        self._answering.pop(stream_id, None)
-
-    def opened_stream(self, frame: bytes) -> Packet | None:
-        """Return what a stream's packet says; None, and a count, when it says nothing that counts."""
-        try:
-            packet = self.envelope.open_stream(frame)
-        except WireError as error:
-            self.counters.drops[error.cause] += 1
-            return None
-        self.counters.messages["stream", "in"] += 1
-        return packet
-
-    def stream_received(self, service: _Service, packet: Packet) -> int:
-        """Hand the packet on; the answer comes as a ReplyStream."""
-        self._last_stream += 1
-        self._answering[self._last_stream] = service
-        self._host.dispatch(StreamReceived(self._last_stream, packet))
-        return self._last_stream
-
-    def _answer(self, stream_id: int, messages: Sequence[bytes]) -> None:
-        service = self._answering.pop(stream_id, None)
-        if service is None:
-            return
-        try:
-            frame = _framed(self.envelope.seal_stream(messages, self._host.epoch()))
-        except WireError as error:
-            self.counters.drops[error.cause] += 1
-            service.transport.abort()
-            return
-        self.counters.messages["stream", "out"] += 1
-        service.transport.write(frame)
-        service.transport.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -434,6 +244,413 @@ class GossipTransport:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    # --- what the runtime calls -----------------------------------------------------------------------
 
-def _framed(packet: bytes) -> bytes:
-    return len(packet).to_bytes(LENGTH_BYTES, "big") + packet
+    def execute(self, effect: GossipEffect) -> None:
+        """Carry out an effect, or begin to. `SendNews` is none of this transport's: see `seal_news`."""
+        if not self._stopping:
+            self._execute[type(effect)](effect)
+
+    def drain(self) -> None:
+        """Read and dispatch the datagrams that wait, `DRAIN_MAX` at most.
+
+        To be called before a due timer is acted on: after a stall, the acks that were waiting must count before the
+        time-outs do.
+        """
+        self._read(DRAIN_MAX)
+
+    def seal_news(self, messages: Sequence[bytes]) -> bytes:
+        """Seal a packet that goes over peer connections, and count it once. Raises WireError when it is too long."""
+        packet = self._envelope.seal(messages, self._host.epoch())
+        self._count_sent("peer", messages, packet)
+        return packet
+
+    def receive_news(self, packet: bytes) -> None:
+        """Open and dispatch a packet that came over a peer connection."""
+        if not self._stopping:
+            self._receive(packet, "peer", "")
+
+    # --- datagrams ------------------------------------------------------------------------------------
+
+    def _read(self, count_max: int) -> None:
+        """Read what waits, up to a bound; the event loop calls again for the rest."""
+        for _ in range(count_max):
+            if self._stopping or not self._started:
+                return
+            assert self._datagrams is not None
+            try:
+                # One byte more than is allowed shows that there was more.
+                packet, source = self._datagrams.recvfrom(PACKET_BYTES_MAX + 1)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:  # what became of an earlier datagram, on some systems
+                self.counters.send_errors[_errno_name(error)] += 1
+                continue
+            self._receive(packet, "udp", self._source(source))
+
+    def _receive(self, packet: bytes, transport: str, source: Address) -> None:
+        try:
+            content = self._opened(packet, transport)
+        except WireError as error:
+            self.counters.drops[error.cause] += 1
+        else:
+            self._host.dispatch(DatagramReceived(source, content))
+
+    def _send(self, effect: SendDatagram) -> None:
+        target = self._targets.get(effect.address)
+        if target is None:
+            try:
+                host, port = parse_address(effect.address)
+                target = _target(host, port)
+            except ValueError:
+                self.counters.send_errors["no-address"] += 1
+                return
+            except OSError:
+                self._send_to_name(host, port, effect.messages)
+                return
+            _remember(self._targets, effect.address, target, TARGETS_MAX)
+        self._put(effect.messages, target)
+
+    def _put(self, messages: Sequence[bytes], target: Target) -> None:
+        assert self._datagrams is not None
+        family, address = target
+        if family != self._family:
+            self.counters.send_errors["EAFNOSUPPORT"] += 1
+            return
+        try:
+            packet = self._envelope.seal(messages, self._host.epoch())
+            self._datagrams.sendto(packet, address)
+        except WireError as error:
+            self.counters.send_errors[error.cause] += 1
+        except OSError as error:
+            self.counters.send_errors[_errno_name(error)] += 1
+        else:
+            self._count_sent("udp", messages, packet)
+
+    def _source(self, address: SocketAddress) -> Address:
+        source = self._sources.get(address)
+        if source is None:
+            source = _format(address)
+            _remember(self._sources, address, source, TARGETS_MAX)
+        return source
+
+    # --- names of datagrams' destinations -------------------------------------------------------------
+
+    def _send_to_name(self, host: str, port: int, messages: Sequence[bytes]) -> None:
+        """Send to a name's address. While it is looked up again, the address known so far still serves."""
+        name = self._names.get(host)
+        if name is None:
+            name = _Name()
+            _remember(self._names, host, name, NAMES_MAX)
+        if not name.is_looked_up and time.monotonic() >= name.until_s and self._lookups < LOOKUPS_MAX:
+            name.is_looked_up = True
+            self._lookups += 1
+            self._spawn(self._look_up(host, name)).add_done_callback(self._looked_up)
+        if not name.hosts and not name.is_looked_up:
+            self.counters.send_errors["no-address"] += 1
+        elif not name.hosts and len(name.waiting) >= NAME_WAITING_MAX:
+            self.counters.send_errors["waiting"] += 1
+        elif not name.hosts:
+            name.waiting.append((port, messages))
+        else:
+            self._put_to_name(name, port, messages)
+
+    async def _look_up(self, host: str, name: _Name) -> None:
+        try:
+            name.hosts = await self._resolver.addresses(host)
+            name.until_s = time.monotonic() + NAME_TTL_S
+        except OSError:  # the address known so far is the best guess there is
+            name.until_s = time.monotonic() + NAME_RETRY_S
+        name.is_looked_up = False
+        waiting, name.waiting = name.waiting, []
+        for port, messages in waiting:
+            self._put_to_name(name, port, messages)
+
+    def _looked_up(self, _task: asyncio.Task[None]) -> None:
+        self._lookups -= 1
+
+    def _put_to_name(self, name: _Name, port: int, messages: Sequence[bytes]) -> None:
+        targets = [_target(host, port) for host in name.hosts]
+        # Where none is reachable from this socket, the first is as good as any to count the error.
+        targets.sort(key=lambda target: target[0] != self._family)
+        if targets:
+            self._put(messages, targets[0])
+        else:
+            self.counters.send_errors["no-address"] += 1
+
+    # --- streams that this node opens -----------------------------------------------------------------
+
+    def _open(self, effect: OpenStream) -> None:
+        if len(self._asking) >= STREAMS_OPEN_MAX:
+            self.counters.streams["refused"] += 1
+            self._loop.call_soon(self._refuse, effect.stream_id)
+            return
+        task = self._spawn(self._exchange(effect))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _exchange(self, effect: OpenStream) -> None:
+        """Send a frame, read one, and report what came of it."""
+        event = await self._outcome(effect)
+        # Before the event, which may ask for another stream.
+        self._asking.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        self._host.dispatch(event)
+
+    async def _outcome(self, effect: OpenStream) -> StreamReplied | StreamFailed:
+        address = effect.address
+        try:
+            async with asyncio.timeout(effect.timeout_s):
+                answer = await self._ask(address, effect.messages)
+            packet = self._opened(answer, "tcp", is_stream=True)
+        except TimeoutError:
+            self.counters.streams["late"] += 1
+            return StreamFailed(effect.stream_id, f"{address} is silent: no answer within {effect.timeout_s:g} s")
+        except WireError as error:
+            self.counters.drops[error.cause] += 1
+            return StreamFailed(effect.stream_id, f"the answer of {address} is not authentic: {error}")
+        except OSError as error:
+            return StreamFailed(effect.stream_id, _describe_failure(error, address))
+        self.counters.streams["answered"] += 1
+        return StreamReplied(effect.stream_id, packet)
+
+    async def _ask(self, address: Address, messages: Sequence[bytes]) -> bytes:
+        """Return the sealed answer. Raises OSError, or WireError for what is no frame."""
+        with await self._connect(address) as sock:
+            self.counters.streams["opened"] += 1
+            if not await self._write_frame(sock, messages):
+                raise OSError(None, "what there is to say is longer than a stream may carry")
+            return await self._read_frame(sock)
+
+    async def _connect(self, address: Address) -> socket.socket:
+        """Connect to the first address of a name that accepts; those like this node's own are tried first."""
+        try:
+            host, port = parse_address(address)
+        except ValueError:
+            raise OSError(None, "it is no HOST:PORT") from None
+        targets = [_target(literal, port) for literal in await self._resolver.addresses(host)]
+        targets.sort(key=lambda target: target[0] != self._family)
+        refusal = OSError(None, f"{host} has no address")
+        for target in targets:
+            try:
+                return await self._dial(target)
+            except OSError as error:
+                refusal = error
+        raise refusal
+
+    async def _dial(self, target: Target) -> socket.socket:
+        family, address = target
+        with ExitStack() as stack:
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setblocking(False)
+            await self._loop.sock_connect(sock, address)
+            if sock.getsockname() == sock.getpeername():
+                # TCP lets a socket meet itself when the free port dialled is also the one dialled from.
+                raise ConnectionRefusedError
+            stack.pop_all()
+        return sock
+
+    def _refuse(self, stream_id: int) -> None:
+        if not self._stopping:
+            self._host.dispatch(StreamFailed(stream_id, f"{STREAMS_OPEN_MAX} streams are open, no more"))
+
+    # --- streams that others open ---------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        """Accept what waits, up to a bound; the event loop calls again for the rest."""
+        assert self._listener is not None
+        for _ in range(ACCEPT_MAX):
+            if self._stopping:
+                return
+            try:
+                sock, _source = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._loop.remove_reader(self._listener)
+                    self._accept_timer = self._loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+                    return
+                continue  # the other side is gone already
+            sock.setblocking(False)
+            self._admit(sock)
+
+    def _accept_again(self) -> None:
+        assert self._listener is not None
+        self._accept_timer = None
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _admit(self, sock: socket.socket) -> None:
+        """Serve a stream. When too many are, the one that owes its request longest makes room."""
+        if len(self._served) >= STREAMS_SERVED_MAX:
+            self.counters.streams["refused"] += 1
+            owing = next((key for key, served in self._served.items() if not served.is_authentic), None)
+            if owing is None:
+                sock.close()
+                return
+            task = self._served.pop(owing).task
+            assert task is not None
+            task.cancel()
+        self._served_id += 1
+        stream_id = self._served_id
+        served = self._served[stream_id] = _Served(sock, self._loop.create_future())
+        served.task = self._spawn(self._serve(stream_id, served))
+
+        def close(_task: asyncio.Task[None]) -> None:
+            # Not at the end of the task, which may be cancelled before it begins.
+            self._served.pop(stream_id, None)
+            sock.close()
+
+        served.task.add_done_callback(close)
+
+    async def _serve(self, stream_id: int, served: _Served) -> None:
+        """Read a frame, hand it to the core, write the core's answer."""
+        counters = self.counters
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                request = await self._read_frame(served.sock)
+            packet = self._opened(request, "tcp", is_stream=True)
+            served.is_authentic = True
+            counters.streams["served"] += 1
+            self._host.dispatch(StreamReceived(stream_id, packet))
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                await self._write_frame(served.sock, await served.reply)
+        except TimeoutError:
+            counters.streams["late"] += 1
+        except WireError as error:
+            counters.drops[error.cause] += 1
+        except OSError:  # the other side is gone
+            pass
+
+    def _reply(self, effect: ReplyStream) -> None:
+        served = self._served.get(effect.stream_id)
+        if served is not None and not served.reply.done():
+            served.reply.set_result(effect.messages)
+
+    # --- what both sides of a stream do ---------------------------------------------------------------
+
+    async def _read_frame(self, sock: socket.socket) -> bytes:
+        """Return a frame's content. Raises WireError for what is none, ConnectionResetError when nothing came."""
+        received = bytearray()
+        wanted_bytes = LENGTH_BYTES
+        while len(received) < wanted_bytes:
+            data = await self._loop.sock_recv(sock, READ_BYTES_MAX)
+            if not data:
+                if received:
+                    raise WireError("truncated", f"{len(received)} of {wanted_bytes} bytes")
+                raise ConnectionResetError
+            received += data
+            if len(received) >= LENGTH_BYTES:
+                length = int.from_bytes(received[:LENGTH_BYTES], "big")
+                if length > STREAM_BYTES_MAX:
+                    raise WireError("oversized", f"a frame of {length} bytes")
+                wanted_bytes = LENGTH_BYTES + length
+        if len(received) > wanted_bytes:
+            raise WireError("malformed", f"{len(received) - wanted_bytes} bytes after the frame")
+        return bytes(received[LENGTH_BYTES:])
+
+    async def _write_frame(self, sock: socket.socket, messages: Sequence[bytes]) -> bool:
+        """Seal and write a frame. Return false, with nothing written, when the messages do not fit."""
+        try:
+            packet = self._envelope.seal_stream(messages, self._host.epoch())
+        except WireError as error:
+            self.counters.send_errors[error.cause] += 1
+            return False
+        if len(packet) > STREAM_BYTES_MAX:
+            self.counters.send_errors["oversized"] += 1
+            return False
+        await self._loop.sock_sendall(sock, len(packet).to_bytes(LENGTH_BYTES, "big") + packet)
+        self._count_sent("tcp", messages, packet)
+        return True
+
+    # --- seeds ----------------------------------------------------------------------------------------
+
+    def _resolve(self, effect: ResolveSeeds) -> None:
+        self._spawn(self._resolve_seeds(effect.seeds))
+
+    async def _resolve_seeds(self, seeds: Sequence[str]) -> None:
+        resolved = await resolve_seeds(seeds, self._resolver)
+        if not self._stopping:
+            self._host.dispatch(resolved)
+
+    # --- opening and counting packets -----------------------------------------------------------------
+
+    def _opened(self, packet: bytes, transport: str, *, is_stream: bool = False) -> Packet:
+        counters = self.counters
+        counters.packets[transport, "received"] += 1
+        counters.bytes[transport, "received"] += len(packet)
+        content = self._envelope.open_stream(packet) if is_stream else self._envelope.open(packet)
+        for message in content.messages:
+            counters.messages[MESSAGE_NAMES[type(message)], "received"] += 1
+        return content
+
+    def _count_sent(self, transport: str, messages: Sequence[bytes], packet: bytes) -> None:
+        counters = self.counters
+        counters.packets[transport, "sent"] += 1
+        counters.bytes[transport, "sent"] += len(packet)
+        for message in messages:
+            counters.messages[message_name(message), "sent"] += 1
+
+
+def _bind_both(family: socket.AddressFamily, address: SocketAddress) -> tuple[socket.socket, socket.socket]:
+    """Bind a datagram socket and a listening one to the same address; port 0 picks one. Raises OSError."""
+    for _ in range(PORT_TRIES - 1 if address[1] == 0 else 0):
+        with suppress(OSError):
+            return _bind_once(family, address)
+    return _bind_once(family, address)
+
+
+def _bind_once(family: socket.AddressFamily, address: SocketAddress) -> tuple[socket.socket, socket.socket]:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        datagrams = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        for sock in (listener, datagrams):
+            sock.setblocking(False)
+            if family == socket.AF_INET6:  # as the other listeners of a node
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # For TCP alone: it ignores connections that just ended. For UDP it would share the port with another program.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Before anyone is told of the port: two programs may bind it, but one only may listen.
+        listener.listen(STREAMS_SERVED_MAX)
+        datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        datagrams.bind((address[0], listener.getsockname()[1], *address[2:]))
+        stack.pop_all()
+    return datagrams, listener
+
+
+def _target(host: str, port: int) -> Target:
+    """Turn a literal into what sockets take. Raises OSError for a name."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+    except UnicodeError:
+        raise OSError(None, "it is no name") from None
+    family, _, _, _, address = found[0]
+    return family, address
+
+
+def _format(address: SocketAddress) -> Address:
+    """Write a socket's address, with the scope of a link-local one."""
+    host, port = address[:2]
+    if len(address) == 4 and address[3] and "%" not in host:
+        host = f"{host}%{address[3]}"
+    return format_address(host, port)
+
+
+def _remember(known: dict[Any, Any], key: Any, value: Any, count_max: int) -> None:
+    """Add to what is known; what was added first makes room."""
+    if len(known) >= count_max:
+        del known[next(iter(known))]
+    known[key] = value
+
+
+def _errno_name(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return errno.errorcode.get(number, type(error).__name__) if number else type(error).__name__
+
+
+def _describe_failure(error: OSError, address: Address) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return f"{address} refused the connection"
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
+        return f"{address} closed without an answer"
+    return f"{address} cannot be reached: {error_name(error)}"

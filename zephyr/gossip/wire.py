@@ -200,9 +200,10 @@ class Envelope:
         self._members: dict[tuple[Any, ...], Member] = {}
 
     def seal(self, messages: Sequence[bytes], epoch: int) -> bytes:
-        """Return a datagram of encoded messages. They fit into `packet_room_bytes` together: the caller's duty."""
+        """Return a datagram of encoded messages, `packet_room_bytes` of them at most. Raises WireError("oversized")."""
         packet = self._close(0, self._body(messages, epoch))
-        assert len(packet) <= PACKET_BYTES_MAX
+        if len(packet) > PACKET_BYTES_MAX:
+            raise WireError("oversized")
         return packet
 
     def seal_stream(self, messages: Sequence[bytes], epoch: int) -> bytes:
@@ -258,10 +259,8 @@ class Envelope:
         """Return kind and body of an authentic packet."""
         if len(packet) < START_BYTES + CRC_BYTES:
             raise WireError("truncated")
-        if packet[0] != MAGIC:
-            raise WireError("malformed", "no gossip")
-        if packet[1] != VERSION:
-            raise WireError("version", str(packet[1]))
+        if packet[0] != MAGIC or packet[1] != VERSION:
+            raise WireError("version")
         kind = packet[2]
         if kind & ENCRYPTED:
             return kind, self._decrypted(packet)
@@ -487,3 +486,14 @@ _DECODERS: tuple[Callable[[Envelope, tuple[Any, ...]], GossipMessage], ...] = (
 _NUMBERS: dict[type, int] = {
     Ping: 1, Ack: 2, PingRequest: 3, Nack: 4, Alive: 5, Suspect: 6, Exit: 7, Dead: 8, Left: 9, UserEvent: 10, Sync: 11,
 }  # fmt: skip
+MESSAGE_NAMES: dict[type, str] = {
+    Ping: "ping", Ack: "ack", PingRequest: "ping-request", Nack: "nack", Alive: "alive", Suspect: "suspect",
+    Exit: "exit", Dead: "dead", Left: "left", UserEvent: "event", Sync: "sync",
+}  # fmt: skip
+"""What a message is called in metrics."""
+_NAMES_BY_NUMBER = {number: MESSAGE_NAMES[kind] for kind, number in _NUMBERS.items()}
+
+
+def message_name(message: bytes) -> str:
+    """Return what an encoded message is called in metrics: its number is the first element of a short array."""
+    return _NAMES_BY_NUMBER[message[1]]

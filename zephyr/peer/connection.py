@@ -14,7 +14,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import random
 import socket
@@ -25,10 +24,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import aiodns
-
 from zephyr.config import Settings, parse_address
 from zephyr.errors import WireError
+from zephyr.gossip.dns import Resolver
 from zephyr.model import PROTOCOL_MAX, PROTOCOL_MIN, Address, Member, NodeId
 from zephyr.peer.wire import (
     LENGTH_BYTES,
@@ -162,7 +160,7 @@ class Shared:
         self.connections: set[Connection] = set()
         self.served_count = 0
         self.tasks: set[asyncio.Task[None]] = set()
-        self.resolver: aiodns.DNSResolver | None = None
+        self.resolver = Resolver()
         self.stopping = False
         self._unflushed: list[Callable[[], None]] = []
         self._gone: asyncio.Future[None] | None = None
@@ -232,7 +230,7 @@ class Shared:
             raise
 
     async def _connect(self, host: str, port: int, connection: Connection) -> None:
-        hosts = await self._resolve(host)
+        hosts = await self.resolver.addresses(host)
         refusal = OSError(None, f"{host} has no address")
         for resolved in hosts[:RESOLVED_ADDRESSES_MAX]:
             try:
@@ -242,21 +240,6 @@ class Shared:
             else:
                 return
         raise refusal
-
-    async def _resolve(self, host: str) -> list[str]:
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            pass
-        else:
-            return [host]
-        if self.resolver is None:
-            self.resolver = aiodns.DNSResolver(loop=self.loop)
-        try:
-            found = await self.resolver.getaddrinfo(host, type=socket.SOCK_STREAM)
-        except (aiodns.error.DNSError, UnicodeError) as error:
-            raise OSError(None, f"no address of {host}, {error.args[-1]}") from None
-        return [node.addr[0].decode() for node in found.nodes]
 
 
 class Connection(asyncio.Protocol):

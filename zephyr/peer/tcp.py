@@ -207,8 +207,7 @@ class PeerTransport:
         for connection in list(shared.connections):
             connection.transport.abort()
         await shared.all_gone()
-        if shared.resolver is not None:
-            await shared.resolver.close()
+        await shared.resolver.close()
 
     def _sweep(self) -> None:
         now_s = time.monotonic()
