@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from chaos.gossip_scenarios import Case, Result
+from chaos.gossip_scenarios import LIFEGUARD_ARMS, Case, Result
 
 WILSON_Z = 1.959964
 """Of a two-sided interval of 95 %."""
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
@@ -63,7 +63,9 @@ def tables(results: Iterable[Result]) -> list[Table]:
 
 def _table(title: str, cells: dict[Case, list[Result]]) -> Table:
     """One row for each cell: what distinguishes it, then what was measured."""
-    varying = [name for name in ("nodes", "loss", "starved", "lifeguard", "profile") if _varies(name, cells)]
+    varying = [
+        name for name in ("nodes", "loss", "starved", "lifeguard", "connections", "profile") if _varies(name, cells)
+    ]
     measured = list(dict.fromkeys(name for cell in cells.values() for result in cell for name in result.values))
     columns = [*varying, "runs", "failed", *(head for name in measured for head in _heads(name))]
     rows = []
@@ -117,29 +119,32 @@ def _lifeguard(cells: dict[Case, list[Result]]) -> Table:
     rows = []
     sizes = list(dict.fromkeys(case.nodes for case in cells))
     for nodes in [*sizes, 0] if len(sizes) > 1 else sizes:
-        shares, medians_s, texts = [], [], []
-        for lifeguard in (True, False):
-            runs = [
-                result
-                for case, cell in cells.items()
-                if nodes in (0, case.nodes) and case.lifeguard == lifeguard
-                for result in cell
-                if result.values
-            ]
+        arms = {arm: _arm(cells, nodes, arm) for arm in LIFEGUARD_ARMS}
+        plain = arms[LIFEGUARD_ARMS[-1]]
+        for arm, runs in arms.items():
             hits = sum(result.values["false_deaths"] > 0 for result in runs)
-            shares.append(hits / max(1, len(runs)))
-            medians_s.append(percentile([result.values["first_s"] for result in runs], 0.5))
-            texts.append(share(hits, len(runs)))
-        ratio = shares[1] / shares[0] if shares[0] else math.inf
-        slower = medians_s[0] / medians_s[1] - 1
-        holds = (
-            shares[0] <= LIFEGUARD_SHARE_MAX and ratio >= LIFEGUARD_RATIO_LEAST and abs(slower) <= LIFEGUARD_SLOWER_MAX
-        )
-        rows.append((
-            str(nodes) if nodes else "all", *texts, f"{ratio:.1f}" if shares[0] else "none with it",
-            seconds(medians_s[0]), seconds(medians_s[1]), f"{100 * slower:+.1f} %", "yes" if holds else "no",
-        ))  # fmt: skip
-    columns = (
-        "nodes", "runs with false deaths, on", "off", "times fewer", "first p50 s, on", "off", "slower", "goals met",
-    )  # fmt: skip
-    return Table("lifeguard on and off", columns, rows)
+            median_s = percentile([result.values["half_s"] for result in runs], 0.5)
+            texts = ("", "", "")
+            if arm is not LIFEGUARD_ARMS[-1]:
+                texts = _goals(hits, len(runs), median_s, plain)
+            name = "SWIM" if not arm[0] else "Lifeguard" if arm[1] else "Lifeguard, UDP alone"
+            rows.append((str(nodes or "all"), name, share(hits, len(runs)), seconds(median_s), *texts))
+    columns = ("nodes", "protocol", "runs with false deaths", "half know p50 s", "times fewer", "slower", "goals met")
+    return Table("Lifeguard against plain SWIM", columns, rows)
+
+
+def _arm(cells: dict[Case, list[Result]], nodes: int, arm: tuple[bool, bool]) -> list[Result]:
+    chosen = [cell for case, cell in cells.items() if nodes in (0, case.nodes)]
+    runs = [result for cell in chosen for result in cell if result.values]
+    return [result for result in runs if (result.case.lifeguard, result.case.connections) == arm]
+
+
+def _goals(hits: int, count: int, median_s: float, plain: list[Result]) -> tuple[str, str, str]:
+    """Return how many times fewer, how much slower, and whether that is good enough."""
+    plain_share = sum(result.values["false_deaths"] > 0 for result in plain) / max(1, len(plain))
+    plain_s = percentile([result.values["half_s"] for result in plain], 0.5)
+    found = hits / max(1, count)
+    ratio = plain_share / found if found else math.inf
+    slower = median_s / plain_s - 1
+    holds = found <= LIFEGUARD_SHARE_MAX and ratio >= LIFEGUARD_RATIO_LEAST and slower <= LIFEGUARD_SLOWER_MAX
+    return f"{ratio:.1f}" if found else "all", f"{100 * slower:+.1f} %", "yes" if holds else "no"

@@ -271,11 +271,11 @@ def cases(scenario: str, seeds: int, nodes: Sequence[int], profile: str) -> list
     cells = [Case(scenario, nodes=count, profile=profile) for count in nodes]
     if scenario == "lifeguard":
         cells = [
-            replace(cell, loss=loss, starved=starved, lifeguard=lifeguard)
+            replace(cell, loss=loss, starved=starved, lifeguard=lifeguard, connections=connections)
             for cell in cells
             for loss in scenarios.LIFEGUARD_LOSSES
             for starved in scenarios.LIFEGUARD_STARVED
-            for lifeguard in (True, False)
+            for lifeguard, connections in scenarios.LIFEGUARD_ARMS
         ]
     return [replace(cell, seed=seed) for cell in cells for seed in range(1, seeds + 1)]
 
