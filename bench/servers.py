@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
@@ -26,6 +27,8 @@ from zephyr.config import Settings
 from zephyr.ring.ring import key_slot
 from zephyr.runtime import Runtime, configure_logging, now
 from zephyr.store.record import pack_record
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 LAG_PERIOD_S = 0.005
 FILL_SLICE = 2000
@@ -90,7 +93,8 @@ async def _serve_node(settings: Settings, fill: int, state: Path) -> int:
     return await running
 
 
-async def _serve_dict(kind: str, port: int, fill: int, state: Path) -> None:
+def bare_handlers(fill: int) -> tuple[Handler, Handler]:
+    """Return what reads and what writes a dict of so many keys, over bare aiohttp."""
     values = {f"/kv/{key_of(number).decode()}": value_of(number, VALUE_BYTES) for number in range(fill)}
 
     async def get(request: web.BaseRequest) -> web.Response:
@@ -104,15 +108,27 @@ async def _serve_dict(kind: str, port: int, fill: int, state: Path) -> None:
         values[request.path] = await request.read()
         return web.Response(status=status, headers=PUT_HEADERS)
 
+    return get, put
+
+
+def bare_handler(fill: int) -> Handler:
+    """Return one handler for both, which needs no router."""
+    get, put = bare_handlers(fill)
+
     async def either(request: web.BaseRequest) -> web.Response:
         return await (get(request) if request.method == "GET" else put(request))
 
+    return either
+
+
+async def _serve_dict(kind: str, port: int, fill: int, state: Path) -> None:
     if kind == "application":
+        get, put = bare_handlers(fill)
         application = web.Application()
         application.add_routes([web.get("/kv/{key}", get), web.put("/kv/{key}", put)])
         runner: web.AppRunner | web.ServerRunner = web.AppRunner(application, access_log=None)
     else:
-        runner = web.ServerRunner(web.Server(either, access_log=None))
+        runner = web.ServerRunner(web.Server(bare_handler(fill), access_log=None))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     Lags(state).start()

@@ -33,6 +33,7 @@ from chaos.report import Table, tables
 from chaos.simulator import Simulation
 from zephyr.config import GOSSIP_PACES, Settings
 from zephyr.model import Outcome, ReadRequest, WriteRequest
+from zephyr.store.record import record_value
 
 FAULTS_S = 60.0
 """Faults are injected for so long."""
@@ -224,7 +225,7 @@ class RandomRun:
         if outcome.failure is None:
             self.answered += 1
             if outcome.record is not None:
-                value = outcome.record[24:]
+                value = record_value(outcome.record)
                 assert value in self.written.get(key, []), f"{key!r} was read as {value!r}, which nobody wrote"
 
 

@@ -82,6 +82,7 @@ async def test_a_killed_node_leaves_every_ring_with_its_lease_and_fails_no_reque
     for number in range(200):
         assert (await cluster.request(survivors[0], "GET", f"/kv/load-{number}"))[0] == 200
     cluster.start(victim)
+    await cluster.wait_ready()
     await cluster.wait_rings(["n1", "n2", "n3", "n4", "n5"], 15)
 
 

@@ -133,11 +133,13 @@ async def test_a_compaction_during_the_watch_loses_no_change(start_cluster, figu
     took_s = await cluster.wait_rings(["n1", "n2"], LEASE_TTL_S + 3)
     figure(f"killed node out of every ring after a compaction, TTL {LEASE_TTL_S} s", took_s)
     cluster.start(cluster.nodes[2])
+    await cluster.wait_ready()
     await cluster.wait_rings(["n1", "n2", "n3"], 10)
 
 
 async def test_a_change_that_was_compacted_away_before_a_slow_watch_had_it_is_not_lost(start_cluster, figure):
-    cluster = await start_cluster(3)
+    # Its periodic comparison with etcd, every third of a TTL, would often be the first to see what is missing.
+    cluster = await start_cluster(3, "--lease-ttl", "60s")
     slow, _, victim = cluster.nodes
     slow.process.send_signal(signal.SIGSTOP)
     try:

@@ -21,9 +21,10 @@ import contextlib
 import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
@@ -105,6 +106,15 @@ class Ending(enum.Enum):
     """A small rest of the body is read, then it is kept."""
     LINGER = "linger"
     """The client may still be sending: it is closed slowly."""
+
+
+class Answer(NamedTuple):
+    """An answer that is bytes already."""
+
+    head: bytes
+    """Status line and headers."""
+    body: bytes
+    ending: Ending
 
 
 class Parser:
@@ -321,15 +331,16 @@ class Connection(web.RequestHandler):
     """One client's connection: aiohttp's protocol, reporting to the guard what it waits for."""
 
     __slots__ = (
-        "_answer_began_s", "_answer_bytes", "_answer_moved_s", "_guard", "_is_half_closed", "_is_lingering", "_link",
-        "_lost", "_report", "_unread_body", "is_busy", "is_continued", "is_ending", "is_oversized",
+        "_answer_began_s", "_answer_bytes", "_answer_moved_s", "_guard", "_handle", "_is_half_closed", "_is_lingering",
+        "_link", "_lost", "_report", "_unread_body", "is_busy", "is_continued", "is_ending", "is_oversized",
     )  # fmt: skip
 
     def __init__(
         self,
         server: Server,
+        handle: Handle,
         guard: Guard,
-        report: Callable[[BaseException | None], web.StreamResponse],
+        report: Report,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         limits = guard.limits
@@ -342,10 +353,11 @@ class Connection(web.RequestHandler):
             max_headers=limits.headers_max,
             auto_decompress=False,
             access_log=None,  # type: ignore[arg-type]  # None turns it off; aiohttp's annotation forgets that
-            keepalive_timeout=2 * limits.idle_s,  # The guard is quicker.
+            keepalive_timeout=0,  # The guard keeps time.
             lingering_time=0,  # This module lingers by itself.
         )
         self._parser = Parser(self._parser, self, limits.header_bytes_max)  # type: ignore[assignment]
+        self._handle = handle
         self._guard = guard
         self._report = report
         self._link: asyncio.Transport | None = None
@@ -389,6 +401,11 @@ class Connection(web.RequestHandler):
         if not self._is_lingering:
             super().data_received(data)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002  # aiohttp's signature
+        """Go on reading, if it was paused: aiohttp asks for it with every body that fits its buffer."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for a bool: True keeps the connection
         """Answer what has arrived whole: a client may end its direction once it has asked."""
         self._is_half_closed = self.is_ending = True
@@ -412,16 +429,6 @@ class Connection(web.RequestHandler):
     def is_in_headers(self) -> bool:
         """Whether a part of a header block has arrived."""
         return self._parser is not None and cast("Parser", self._parser).has_partial
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,  # noqa: ARG002  # aiohttp's signature
-        status: int = 500,  # noqa: ARG002
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002
-    ) -> web.StreamResponse:
-        """Build the answer to what the parser rejected, or to a handler that failed."""
-        return self._report(exc)
 
     # --- reading ------------------------------------------------------------------------------------
 
@@ -463,6 +470,13 @@ class Connection(web.RequestHandler):
             raise ConnectionResetError("the client is gone")
         transport.write(data)
 
+    def _send(self, head: bytes, body: bytes) -> None:
+        if len(body) <= JOINED_BODY_BYTES_MAX:
+            self.write(head + body)
+        else:
+            self.write(head)
+            self.write(body)
+
     def say(self, data: bytes) -> None:
         """Write last words, which nobody may be there to hear."""
         with contextlib.suppress(ConnectionError):
@@ -492,6 +506,68 @@ class Connection(web.RequestHandler):
         return now_s - self._answer_moved_s < limits.stall_s and now_s - self._answer_began_s < limits.answer_s
 
     # --- between requests and at the end ------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Answer request after request, all in this one task.
+
+        aiohttp's own makes a task for each of them, and objects for whatever a handler may want to know of a request
+        or do to an answer. Here that would cost more than the read itself.
+        """
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    await self._message()
+                if not await self._answer(*self._messages.popleft()):
+                    break
+        except ConnectionError:
+            self.force_close()  # The client is gone: nobody is to be answered.
+        except BaseException:
+            self.force_close()
+            raise
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _message(self) -> None:
+        """Wait for a request to arrive."""
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def _answer(self, message: Any, payload: StreamReader) -> bool:
+        """Answer a request, or what never became one. Return whether the connection is kept."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        if type(message) is RawRequestMessage:
+            try:
+                answer = await self._handle(message, payload, self)
+            except ConnectionError:
+                raise
+            except Exception as error:  # noqa: BLE001  # the report logs it
+                answer = self._report(error)
+        else:
+            answer = self._report(message.exc)
+        self._send(answer.head, answer.body)
+        if self.writing_paused:
+            await self.flushed()
+        if answer.ending is Ending.KEEP:
+            self.rest()
+            return True
+        return await self._end(answer.ending, payload)
+
+    async def _end(self, ending: Ending, payload: StreamReader) -> bool:
+        """See to a connection that is not simply kept. Return whether another request may follow."""
+        if ending is Ending.DRAIN:
+            await self.drain(payload)
+            return True
+        if ending is Ending.LINGER:
+            await self.linger()
+        return False
 
     @property
     def is_last(self) -> bool:
@@ -546,55 +622,26 @@ class Connection(web.RequestHandler):
         return task
 
 
+async def _refuse_to_handle(_request: web.BaseRequest) -> web.StreamResponse:
+    """Stand where aiohttp wants a handler of its own kind: `Connection.start` never asks it."""
+    raise NotImplementedError
+
+
 class Server(web.Server):
     """Makes connections that report to the guard."""
 
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        guard: Guard,
-        report: Callable[[BaseException | None], web.StreamResponse],
-    ) -> None:
-        super().__init__(handler)
+    def __init__(self, handle: Handle, guard: Guard, report: Report) -> None:
+        super().__init__(_refuse_to_handle)
+        self._handle = handle
         self._guard = guard
         self._report = report
 
     def __call__(self) -> web.RequestHandler:
         """Make the protocol of one connection."""
-        return Connection(self, self._guard, self._report, self._loop)
+        return Connection(self, self._handle, self._guard, self._report, self._loop)
 
 
-class Answer(web.StreamResponse):
-    """An answer that is bytes already: aiohttp says when to send it."""
-
-    def __init__(self, head: bytes, body: bytes, ending: Ending) -> None:
-        # The headers that aiohttp would build and serialise are never asked for: its constructor has nothing to do.
-        self._head = head
-        self._content = body
-        self._ending = ending
-        self._keep_alive = ending is Ending.KEEP or ending is Ending.DRAIN
-        self._request: web.BaseRequest | None = None
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Take note of the request; nothing is sent before the whole answer is."""
-        self._request = request
-
-    async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002  # aiohttp passes none
-        """Send it all and see to the connection. Raises ConnectionError when the client is gone."""
-        request = self._request
-        assert request is not None
-        connection = cast("Connection", request.protocol)
-        body = self._content
-        if len(body) <= JOINED_BODY_BYTES_MAX:
-            connection.write(self._head + body)
-        else:
-            connection.write(self._head)
-            connection.write(body)
-        if connection.writing_paused:
-            await connection.flushed()
-        if self._ending is Ending.KEEP:
-            connection.rest()
-        elif self._ending is Ending.DRAIN:
-            await connection.drain(request.content)
-        elif self._ending is Ending.LINGER:
-            await connection.linger()
+Handle: TypeAlias = Callable[[RawRequestMessage, StreamReader, Connection], Awaitable[Answer]]
+"""Answers a request, given its body and its connection. Raises ConnectionError: the client is gone."""
+Report: TypeAlias = Callable[[BaseException], Answer]
+"""Answers what never became a request, or a request that could not be answered."""

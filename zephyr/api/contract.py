@@ -161,7 +161,8 @@ def parse_target(raw: bytes | str) -> Target:
     if not target.startswith(b"/") and (authority := _AUTHORITY.match(target)):
         target = target[authority.end() :]
         target = target if target.startswith(b"/") else b"/" + target
-    return Target(target, b"") if b"?" not in target else Target(*target.split(b"?", 1))
+    path, _, query = target.partition(b"?")
+    return Target(path, query)
 
 
 def parse_key(path: bytes) -> bytes:

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import structlog
-from aiohttp import web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
+from aiohttp.streams import StreamReader
 
 from zephyr.api import contract, debug
 from zephyr.api.connection import (
@@ -82,7 +82,7 @@ class HttpApi:
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
         self._bound_address: Address = settings.http
-        self._pages: dict[bytes, Callable[[web.BaseRequest, Target], Awaitable[Response]]] = {
+        self._pages: dict[bytes, Callable[[RawRequestMessage, Target], Awaitable[Response]]] = {
             b"/healthz": self._alive,
             b"/livez": self._alive,
             b"/readyz": self._ready,
@@ -149,15 +149,14 @@ class HttpApi:
 
     # --- one request --------------------------------------------------------------------------------
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: RawRequestMessage, payload: StreamReader, connection: Connection) -> Answer:
         """Answer one request, whatever happens."""
         began = self._now()
         operation = OTHER
-        connection = cast("Connection", request.protocol)
         try:
             if connection.is_oversized:
                 self._check_header_block(request)
-            target = contract.parse_target(request.raw_path)
+            target = contract.parse_target(request.path)
             if not target.path.startswith(KV_PREFIX):
                 page = self._page(request, target)
                 operation = PAGE
@@ -167,7 +166,7 @@ class HttpApi:
                 response = await self._read(request, method, target, began)
             elif method in contract.KV_METHODS:
                 operation = DELETE if method == "DELETE" else PUT
-                response = await self._write(request, connection, method, target)
+                response = await self._write(request, payload, connection, method, target)
             else:
                 raise contract.method_not_allowed(contract.KV_METHODS)  # noqa: TRY301  # refused like the rest
         except RefusedError as refused:
@@ -182,11 +181,11 @@ class HttpApi:
             log.exception("request-failed", method=request.method)
             response = self._contract.problem(contract.INTERNAL_ERROR, "the node's log says more")
         self._metrics.observe_request(operation, response.status, time.monotonic() - began.monotonic_s)
-        ending = self._ending(request, connection)
+        ending = self._ending(request, payload, connection)
         body = b"" if request.method == "HEAD" else response.body
         return Answer(self._head(response, request, ending), body, ending)
 
-    async def _read(self, request: web.BaseRequest, method: str, target: Target, began: Instant) -> Response:
+    async def _read(self, request: RawRequestMessage, method: str, target: Target, began: Instant) -> Response:
         headers = request.headers
         self._contract.check_headers(method, headers)
         condition = b""
@@ -204,22 +203,24 @@ class HttpApi:
                 self._metrics.hits += 1
         return self._contract.outcome_of_read(outcome, began.unix_ms, condition)
 
-    async def _write(self, request: web.BaseRequest, connection: Connection, method: str, target: Target) -> Response:
+    async def _write(
+        self, request: RawRequestMessage, payload: StreamReader, connection: Connection, method: str, target: Target
+    ) -> Response:
         headers = request.headers
         self._contract.check_headers(method, headers)
         write = self._contract.write_request(method, target, _raw(headers.get("Content-Type", "")))
         self._check_node()
         if method != "DELETE":
-            write.value = await self._value(request, connection)
+            write.value = await self._value(request, payload, connection)
         outcome = self._submit(write)
         if type(outcome) is not Outcome:
             outcome = await cast("Awaitable[Outcome]", outcome)
         return self._contract.outcome_of_write(method, outcome)
 
-    async def _value(self, request: web.BaseRequest, connection: Connection) -> bytes:
+    async def _value(self, request: RawRequestMessage, payload: StreamReader, connection: Connection) -> bytes:
         """Read a whole value, within its limits. Raises `RefusedError`, ConnectionError or a body error."""
         check_length = self._contract.check_length
-        headers, payload = request.headers, request.content
+        headers = request.headers
         length = headers.get("Content-Length")
         if length is not None:
             check_length(int(length))
@@ -256,24 +257,23 @@ class HttpApi:
         if self._node is None:
             raise RefusedError(contract.NOT_READY, "the node is starting")
 
-    def _check_header_block(self, request: web.BaseRequest) -> None:
+    def _check_header_block(self, request: RawRequestMessage) -> None:
         """Measure a header block as it came: each line has a separator and an end."""
         lines = sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
-        size = len(request.method) + len(request.raw_path) + len(" HTTP/1.1\r\n ") + lines + 2
+        size = len(request.method) + len(request.path) + len(" HTTP/1.1\r\n ") + lines + 2
         if size > self._limits.header_bytes_max:
             raise RefusedError(contract.HEADERS_TOO_LARGE, f"the most is {self._limits.header_bytes_max} bytes")
 
     # --- answers ------------------------------------------------------------------------------------
 
-    def _ending(self, request: web.BaseRequest, connection: Connection) -> Ending:
+    def _ending(self, request: RawRequestMessage, payload: StreamReader, connection: Connection) -> Ending:
         """Decide what becomes of the connection, before the answer says so."""
-        keep = request.keep_alive and not self._is_draining and not connection.is_last
-        payload = request.content
+        keep = not request.should_close and not self._is_draining and not connection.is_last
         if payload.is_eof():
             if keep:
                 return Ending.KEEP
             # Who did not ask for the end may be sending the next request.
-            return Ending.LINGER if request.keep_alive else Ending.CLOSE
+            return Ending.CLOSE if request.should_close else Ending.LINGER
         length = request.headers.get("Content-Length")
         awaits_continue = "Expect" in request.headers and not connection.is_continued and not payload.total_bytes
         if not keep or length is None or awaits_continue or payload.exception() is not None:
@@ -281,7 +281,7 @@ class HttpApi:
         is_small = int(length) - payload.total_bytes <= self._limits.drain_bytes_max
         return Ending.DRAIN if is_small else Ending.LINGER
 
-    def _head(self, response: Response, request: web.BaseRequest, ending: Ending) -> bytes:
+    def _head(self, response: Response, request: RawRequestMessage, ending: Ending) -> bytes:
         """Write the status line and the headers."""
         if ending is Ending.KEEP or ending is Ending.DRAIN:
             connection = b"" if request.version >= HttpVersion11 else b"Connection: keep-alive\r\n"
@@ -290,8 +290,8 @@ class HttpApi:
         return self._head_bytes(response, connection)
 
     def _head_bytes(self, response: Response, connection: bytes) -> bytes:
-        lines = [b"%b: %b\r\n" % header for header in response.headers]
-        return b"".join((contract.STATUS_LINES[response.status], self._date_line(), *lines, connection, b"\r\n"))
+        lines = b"\r\n".join([b": ".join(header) for header in response.headers])
+        return b"%b%b%b\r\n%b\r\n" % (contract.STATUS_LINES[response.status], self._date_line(), lines, connection)
 
     def _date_line(self) -> bytes:
         unix_s = int(time.time())
@@ -305,7 +305,7 @@ class HttpApi:
         response = self._contract.problem(problem, detail)
         return self._head_bytes(response, b"Connection: close\r\n") + response.body
 
-    def _report(self, error: BaseException | None) -> web.StreamResponse:
+    def _report(self, error: BaseException) -> Answer:
         """Answer what never became a request, or a request that could not be answered."""
         line_bytes_max = self._limits.header_bytes_max
         if _is_of_headers(error, line_bytes_max):
@@ -315,20 +315,17 @@ class HttpApi:
         elif isinstance(error, HttpProcessingError):
             error.__traceback__ = None  # As in `read_body`.
             response = self._contract.problem(contract.MALFORMED, _sentence(error.message))
-        elif isinstance(error, ConnectionError):
-            response = self._contract.problem(contract.INTERNAL_ERROR, "the client is gone")
         else:
             log.error("answer-failed", exc_info=error)
             response = self._contract.problem(contract.INTERNAL_ERROR, "the node's log says more")
-        if not isinstance(error, ConnectionError):
-            self._metrics.count_request(OTHER, response.status)
+        self._metrics.count_request(OTHER, response.status)
         return Answer(self._head_bytes(response, b"Connection: close\r\n"), response.body, Ending.LINGER)
 
     # --- pages --------------------------------------------------------------------------------------
 
     def _page(
-        self, request: web.BaseRequest, target: Target
-    ) -> Callable[[web.BaseRequest, Target], Awaitable[Response]]:
+        self, request: RawRequestMessage, target: Target
+    ) -> Callable[[RawRequestMessage, Target], Awaitable[Response]]:
         page = self._pages.get(target.path)
         if page is None:
             raise RefusedError(contract.UNKNOWN_PAGE, "this path leads nowhere")
@@ -341,11 +338,11 @@ class HttpApi:
         assert self._node is not None
         return self._node
 
-    async def _alive(self, _request: web.BaseRequest, _target: Target) -> Response:
+    async def _alive(self, _request: RawRequestMessage, _target: Target) -> Response:
         """Whoever reads this knows that the loop turns."""
         return self._contract.page(b"ok\n", b"text/plain; charset=utf-8")
 
-    async def _ready(self, _request: web.BaseRequest, _target: Target) -> Response:
+    async def _ready(self, _request: RawRequestMessage, _target: Target) -> Response:
         missing = list(self._served_node().readiness())
         if self._is_draining:
             missing.append("draining")
@@ -353,18 +350,18 @@ class HttpApi:
             return self._contract.problem(contract.NOT_READY, "; ".join(missing))
         return self._contract.page(b"ready\n", b"text/plain; charset=utf-8")
 
-    async def _info(self, _request: web.BaseRequest, _target: Target) -> Response:
+    async def _info(self, _request: RawRequestMessage, _target: Target) -> Response:
         return self._json(debug.info_page(self._served_node(), os.getpid(), self._started, self._now()))
 
-    async def _show_metrics(self, request: web.BaseRequest, _target: Target) -> Response:
+    async def _show_metrics(self, request: RawRequestMessage, _target: Target) -> Response:
         body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
         return self._contract.page(body, content_type.encode())
 
-    async def _views(self, _request: web.BaseRequest, _target: Target) -> Response:
+    async def _views(self, _request: RawRequestMessage, _target: Target) -> Response:
         lag_s = self._metrics.event_loop_lag_s
         return self._json(debug.views_page(self._served_node(), lag_s, self._started, self._now()))
 
-    async def _ring(self, _request: web.BaseRequest, target: Target) -> Response:
+    async def _ring(self, _request: RawRequestMessage, target: Target) -> Response:
         node = self._served_node()
         raw_key = contract.lenient_parameter(target.query, "key")
         if raw_key is not None:
@@ -373,7 +370,7 @@ class HttpApi:
             await asyncio.sleep(0)
         return self._json(debug.ring_page(node))
 
-    async def _timeline(self, _request: web.BaseRequest, target: Target) -> Response:
+    async def _timeline(self, _request: RawRequestMessage, target: Target) -> Response:
         node = self._served_node()
         since = contract.lenient_parameter(target.query, "since")
         return self._json(debug.timeline_page(node, contract.parse_unix_ms(since) if since else 0))
@@ -382,7 +379,7 @@ class HttpApi:
         return self._contract.page(json.dumps(document).encode() + b"\n", b"application/json")
 
 
-def _is_of_headers(error: BaseException | None, line_bytes_max: int) -> bool:
+def _is_of_headers(error: BaseException, line_bytes_max: int) -> bool:
     """Tell whether the parser gave up over headers that are too long or too many, not over the request line."""
     if isinstance(error, LineTooLong):
         return bool(error.args[1] != line_bytes_max)

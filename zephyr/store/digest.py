@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import mmh3
 
-from zephyr.store.record import HEADER_BYTES, VERSION_BYTES
+from zephyr.store.record import FLAG_TOMBSTONE, FLAGS_AT, VERSION_BYTES
 
-_FLAGS_START = HEADER_BYTES - 2
-_FLAGS_END = HEADER_BYTES - 1
+_MARKS = (b"\x00", b"\x01")
 
 
 def entry_digest(key: bytes, record: bytes) -> int:
     """Return the 128 bits that an entry adds to, and takes from, its slot's digest."""
-    return mmh3.mmh3_x64_128_uintdigest(record[:VERSION_BYTES] + record[_FLAGS_START:_FLAGS_END] + key)
+    return mmh3.mmh3_x64_128_uintdigest(record[:VERSION_BYTES] + _MARKS[record[FLAGS_AT] & FLAG_TOMBSTONE] + key)

@@ -6,13 +6,13 @@ A *version* is 16 bytes, big-endian, compared as bytes:
     8..16   the writer's tag: 64 bits of mmh3 over its node id, which breaks ties
 
 A *record* is one `bytes` object an entry, so that a million entries are a million objects that the
-garbage collector never looks into:
+garbage collector never looks into. What most values do not have takes no room:
 
     0..16   version
-    16..22  deadline, unix ms; 0: none
-    22      flags, bit 0: tombstone
-    23      length of the content type; 0: application/octet-stream
-    24..    content type, then the value
+    16      flags, bit 0: tombstone, bit 1: has a deadline, bit 2: has a content type
+    17..    with bit 1: the deadline, unix ms, 6 bytes, not 0
+            with bit 2: length of the content type, then it; without: application/octet-stream
+            the value
 
 Source: Kulkarni et al., "Logical Physical Clocks" (2014), for the clock.
 """
@@ -23,22 +23,24 @@ import mmh3
 
 from zephyr.model import NodeId, Version
 
-HEADER_BYTES = 24
-"""Fixed part of a record."""
+HEADER_BYTES = 17
+"""Version and flags: what every record has."""
 VERSION_BYTES = 16
 CONTENT_TYPE_BYTES_MAX = 255
 """One length byte."""
 DEFAULT_CONTENT_TYPE = b"application/octet-stream"
-EXPIRES_UNIX_MS_MAX = (1 << 48) - 1
 FLAG_TOMBSTONE = 1
+FLAG_DEADLINE = 2
+FLAG_CONTENT_TYPE = 4
+FLAGS_MAX = FLAG_TOMBSTONE | FLAG_DEADLINE | FLAG_CONTENT_TYPE
+FLAGS_AT = VERSION_BYTES
+"""Where the flags stand."""
+DEADLINE_END = HEADER_BYTES + 6
+"""Where a deadline ends, if there is one."""
 CLOCK_DRIFT_MAX_MS = 500
 """A stamp further ahead than this is refused: one bad clock must not pin keys for everyone."""
 VERSION_ZERO: Version = bytes(VERSION_BYTES)
 """Older than every real version."""
-
-
-_PLAIN = bytes(HEADER_BYTES - VERSION_BYTES)
-"""What follows the version of a value that has no deadline and the default content type: most are such."""
 
 
 def node_tag(node_id: NodeId) -> bytes:
@@ -61,21 +63,15 @@ def pack_record(
 ) -> bytes:
     """Pack an entry. `content_type` is at most 255 bytes, `expires_unix_ms` fits 48 bits; 0 means never."""
     assert len(version) == VERSION_BYTES
-    if content_type == DEFAULT_CONTENT_TYPE:
-        if not expires_unix_ms and not tombstone:
-            return version + _PLAIN + value
-        content_type = b""
-    assert len(content_type) <= CONTENT_TYPE_BYTES_MAX
-    return b"".join(
-        (
-            version,
-            expires_unix_ms.to_bytes(6, "big"),
-            b"\x01" if tombstone else b"\x00",
-            len(content_type).to_bytes(1, "big"),
-            content_type,
-            value,
-        )
-    )
+    flags, parts = (FLAG_TOMBSTONE if tombstone else 0), b""
+    if expires_unix_ms:
+        flags |= FLAG_DEADLINE
+        parts = expires_unix_ms.to_bytes(6, "big")
+    if content_type and content_type != DEFAULT_CONTENT_TYPE:
+        assert len(content_type) <= CONTENT_TYPE_BYTES_MAX
+        flags |= FLAG_CONTENT_TYPE
+        parts += len(content_type).to_bytes(1, "big") + content_type
+    return version + _FLAGS[flags] + parts + value
 
 
 def record_version(record: bytes) -> Version:
@@ -85,28 +81,45 @@ def record_version(record: bytes) -> Version:
 
 def record_expires_unix_ms(record: bytes) -> int:
     """Return the deadline of a packed record in unix ms; 0: none."""
-    return int.from_bytes(record[16:22], "big")
+    return int.from_bytes(record[HEADER_BYTES:DEADLINE_END], "big") if record[FLAGS_AT] & FLAG_DEADLINE else 0
 
 
 def record_is_tombstone(record: bytes) -> bool:
     """Tell whether a packed record marks a deletion."""
-    return record[22] & FLAG_TOMBSTONE != 0
+    return record[FLAGS_AT] & FLAG_TOMBSTONE != 0
 
 
 def record_content_type(record: bytes) -> bytes:
     """Return the content type of a packed record."""
-    length = record[23]
-    return record[HEADER_BYTES : HEADER_BYTES + length] if length else DEFAULT_CONTENT_TYPE
+    flags = record[FLAGS_AT]
+    if not flags & FLAG_CONTENT_TYPE:
+        return DEFAULT_CONTENT_TYPE
+    start = DEADLINE_END if flags & FLAG_DEADLINE else HEADER_BYTES
+    return record[start + 1 : start + 1 + record[start]]
 
 
 def record_value(record: bytes) -> bytes:
     """Return the value of a packed record."""
-    return record[HEADER_BYTES + record[23] :]
+    flags = record[FLAGS_AT]
+    start = DEADLINE_END if flags & FLAG_DEADLINE else HEADER_BYTES
+    return record[start + 1 + record[start] :] if flags & FLAG_CONTENT_TYPE else record[start:]
 
 
 def record_is_valid(record: bytes) -> bool:
-    """Tell whether bytes from a peer have the shape of a record: long enough, flags known."""
-    return len(record) >= HEADER_BYTES + record[23] and record[22] <= FLAG_TOMBSTONE if len(record) > 23 else False
+    """Tell whether bytes from a peer have the shape of a record: long enough, flags known, a deadline that is one."""
+    if len(record) < HEADER_BYTES or record[FLAGS_AT] > FLAGS_MAX:
+        return False
+    flags, start = record[FLAGS_AT], HEADER_BYTES
+    if flags & FLAG_DEADLINE:
+        start = DEADLINE_END
+        if len(record) < start or not record_expires_unix_ms(record):
+            return False
+    if flags & FLAG_CONTENT_TYPE:
+        return len(record) > start and record[start] > 0 and len(record) > start + record[start]
+    return True
+
+
+_FLAGS = [bytes([flags]) for flags in range(FLAGS_MAX + 1)]
 
 
 class HybridLogicalClock:

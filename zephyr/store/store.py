@@ -32,6 +32,8 @@ from zephyr.model import Version
 from zephyr.store.digest import entry_digest
 from zephyr.store.eviction import make_eviction
 from zephyr.store.record import (
+    FLAG_DEADLINE,
+    FLAGS_AT,
     VERSION_ZERO,
     record_expires_unix_ms,
     record_is_tombstone,
@@ -121,12 +123,10 @@ class Store:
         """Return the live record of a key, or None; counts as use."""
         entries = self._slots.get(slot)
         record = entries.get(key) if entries else None
-        if record:
-            expires = record[16:22]
-            if expires == _NEVER or int.from_bytes(expires, "big") > now_unix_ms:
-                self.hits += 1
-                self._policy.touch(key)
-                return record
+        if record and not _is_expired(record, now_unix_ms):
+            self.hits += 1
+            self._policy.touch(key)
+            return record
         self.misses += 1
         return None
 
@@ -253,7 +253,7 @@ class Store:
 
     def _size(self, key: bytes, record: bytes) -> int:
         size = len(key) + len(record) + self._overhead_bytes
-        return size + DEADLINE_OVERHEAD_BYTES if record and record[16:22] != _NEVER else size
+        return size + DEADLINE_OVERHEAD_BYTES if record and record[FLAGS_AT] & FLAG_DEADLINE else size
 
     def _put(self, slot: int, key: bytes, record: bytes, standing: bytes | None, size: int, *, cold: bool) -> None:
         entries = self._slots.get(slot)
@@ -278,7 +278,7 @@ class Store:
         self._digests[slot] = digest
         self.bytes_used += size
         self.items += 1
-        if record[16:22] != _NEVER:
+        if record[FLAGS_AT] & FLAG_DEADLINE:
             self._schedule(key, record_expires_unix_ms(record))
 
     def _remove(self, slot: int, key: bytes, record: bytes) -> None:
@@ -347,7 +347,7 @@ class Store:
         parts[-1][key] = None
 
     def _unschedule(self, key: bytes, record: bytes) -> None:
-        if record[16:22] != _NEVER:
+        if record[FLAGS_AT] & FLAG_DEADLINE:
             expires_unix_ms = record_expires_unix_ms(record)
             # From the last part on, which is where active expiry takes its keys from.
             for part in reversed(self._buckets.get(_bucket_of(expires_unix_ms), ())):
@@ -455,12 +455,8 @@ class Store:
         assert sorted(self._bucket_seconds) == sorted(self._buckets)
 
 
-_NEVER = bytes(6)
-
-
 def _is_expired(record: bytes, now_unix_ms: int) -> bool:
-    expires = record[16:22]
-    return expires != _NEVER and int.from_bytes(expires, "big") <= now_unix_ms
+    return record[FLAGS_AT] & FLAG_DEADLINE != 0 and record_expires_unix_ms(record) <= now_unix_ms
 
 
 def _bucket_of(expires_unix_ms: int) -> int:
