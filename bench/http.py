@@ -125,7 +125,7 @@ def http_get_remote() -> Measured:
     ports = {node_id: free_port() for node_id in "ab"}
     nodes = {
         node_id: _start(
-            "node", "--id", node_id, "--peer", str(ports[node_id]), "--fill", str(KEYS),
+            "node", "--id", node_id, "--gossip", str(ports[node_id]), "--fill", str(KEYS),
             "--join", f"127.0.0.1:{ports['b' if node_id == 'a' else 'a']}", core=core,
         )
         for node_id, core in zip("ab", cores(), strict=True)

@@ -1,6 +1,6 @@
 """The processes that the HTTP rows load: a node of the product, and bare aiohttp handlers over a dict.
 
-    python -m bench.servers node --port 8080 --peer 7846 --id a [--join ...] --fill 10000 --state DIRECTORY
+    python -m bench.servers node --port 8080 --gossip 7946 --id a [--join ...] --fill 10000 --state DIRECTORY
     python -m bench.servers low-level|application --port 8080 --fill 10000 --state DIRECTORY
 
 All run on uvloop, hold the first `--fill` keys before they write `ready` into their state directory, and
@@ -140,20 +140,23 @@ async def _serve_dict(kind: str, port: int, fill: int, state: Path) -> None:
 @click.argument("kind", type=click.Choice(["node", "low-level", "application"]))
 @click.option("--port", type=int, required=True)
 @click.option("--peer", type=int, default=0)
+@click.option("--gossip", type=int, default=0)
 @click.option("--id", "node_id", default="a")
 @click.option("--join", default="")
 @click.option("--fill", type=int, default=0)
 @click.option("--memory-mib", type=int, default=256)
 @click.option("--state", type=click.Path(path_type=Path), required=True)
-def main(kind: str, port: int, *, peer: int, node_id: str, join: str, fill: int, memory_mib: int, state: Path) -> None:
+def main(
+    kind: str, port: int, *, peer: int, gossip: int, node_id: str, join: str, fill: int, memory_mib: int, state: Path
+) -> None:
     """Run one server until it is killed."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if kind != "node":
             runner.run(_serve_dict(kind, port, fill, state))
             return
         settings = Settings(
-            id=node_id, http=f"127.0.0.1:{port}", peer=f"127.0.0.1:{peer}", etcd=(), replicas=1,
-            join=tuple(join.split(",")) if join else (), memory=memory_mib << 20,
+            id=node_id, http=f"127.0.0.1:{port}", peer=f"127.0.0.1:{peer}", gossip=f"127.0.0.1:{gossip}",
+            etcd=(), replicas=1, join=tuple(join.split(",")) if join else (), memory=memory_mib << 20,
         )  # fmt: skip
         configure_logging(settings)
         sys.exit(runner.run(_serve_node(settings, fill, state)))

@@ -482,6 +482,9 @@ class Plan:
         starving = any(host.starved_s is not None for host in self._hosts())
         if starving and said.at_s < self.resumed_s.get(said.member, -math.inf) + PLAN_READ_LATE_S:
             return
+        # Nor can it tell a process whose port is closed from one that ended: whatever it asks is answered too late.
+        if starving and self.world.nodes[said.member].host.refuses_peers:
+            return
         if not self.failure:
             self.failure = f"{said.observer} called {said.member} dead at {said.at_s:.3f} s, which was {said.condition}"
 

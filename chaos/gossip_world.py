@@ -573,16 +573,19 @@ class GossipWorld:
             del self._highest[key]
 
     def disagreements(self) -> list[str]:
-        """Return a sentence for each running node whose live members are not exactly the running nodes."""
+        """Return a sentence for each running node whose live members are not exactly the lives that run."""
         running = self.running()
-        expected = sorted(node.id for node in running)
+        expected = {node.id: node.swim.member.epoch for node in running}
         sentences = []
         for node in running:
-            seen = sorted([node.id, *(record.member.id for record in node.swim.table.live)])
+            seen = {record.member.id: record.member.epoch for record in node.swim.table.live}
+            seen[node.id] = node.swim.member.epoch
             if seen != expected:
                 missing = [node_id for node_id in expected if node_id not in seen]
                 extra = [node_id for node_id in seen if node_id not in expected]
-                sentences.append(f"{node.id} misses {','.join(missing) or 'nobody'}, has {','.join(extra) or 'nobody'}")
+                old = [node_id for node_id in seen if expected.get(node_id, seen[node_id]) != seen[node_id]]
+                parts = (("misses", missing), ("still has", extra), ("has an earlier life of", old))
+                sentences.append(f"{node.id} " + ", ".join(f"{what} {','.join(ids)}" for what, ids in parts if ids))
         return sentences
 
     def detection(self, member: Member, since_s: float, observers: Iterable[GossipNode]) -> Detection:

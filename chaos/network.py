@@ -260,10 +260,10 @@ class Host:
     """One address: its kernel, and the process that runs there."""
 
     __slots__ = (
-        "_late_rng", "bytes_received", "bytes_sent", "connections", "dropped_full", "group", "inbox", "inbox_bytes",
-        "kernel", "life", "name", "number", "overdue", "packets_received", "packets_sent", "paused_since_s", "process",
-        "reads_at_once", "refuses_peers", "refusing_until_s", "served", "skew_ms", "starved_s", "streams", "timer_s",
-        "wake_serial",
+        "_late_rng", "boot", "bytes_received", "bytes_sent", "connections", "dropped_full", "group", "inbox",
+        "inbox_bytes", "kernel", "life", "name", "number", "overdue", "packets_received", "packets_sent",
+        "paused_since_s", "process", "reads_at_once", "refuses_peers", "refusing_until_s", "served", "skew_ms",
+        "starved_s", "streams", "timer_s", "wake_serial",
     )  # fmt: skip
 
     def __init__(self, name: Name, number: int, late_rng: random.Random) -> None:
@@ -271,6 +271,8 @@ class Host:
         self.number = number
         self.life = 0
         """Counts the processes that ran here."""
+        self.boot = 0
+        """Counts the kernels or networks that were here: with one goes what it had still to send."""
         self.process: Process | None = None
         self.kernel: Literal["listening", "refusing", "silent"] = "silent"
         """What a connect meets here."""
@@ -321,11 +323,12 @@ class Host:
 class _Line:
     """One direction of a TCP connection: everything arrives once and in order, or not at all."""
 
-    __slots__ = ("closed", "last_s", "receiver", "sender", "waiting")
+    __slots__ = ("boot", "closed", "last_s", "receiver", "sender", "waiting")
 
     def __init__(self, sender: Host, receiver: Host) -> None:
         self.sender = sender
         self.receiver = receiver
+        self.boot = sender.boot
         self.waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         """What was sent but did not pass yet."""
         self.last_s = 0.0
@@ -424,6 +427,7 @@ class Network:
             lasts_s = self._refusal_rng.uniform(REFUSAL_LEAST_S, REFUSAL_MOST_S)
             host.refusing_until_s = self.scheduler.now_s + lasts_s
         self._end(host, goodbye=False, retries=kind == "process")
+        host.boot += kind != "process"
 
     def stop(self, host: Host) -> None:
         """End a process that takes its leave: its peers read a goodbye, its port refuses."""
@@ -745,6 +749,12 @@ class Network:
         """Let something happen after the time of a packet, whatever the network lets pass: it says so itself."""
         self.scheduler.at(self.scheduler.now_s + self._live_path(source, target).delay_s(), action, *arguments)
 
+    def _reset(self, source: Host, target: Host, action: Callable[..., None], *arguments: Any) -> None:
+        """Send what no kernel sends twice."""
+        path = self._live_path(source, target)
+        if (not self._cut or self._reaches(source, target)) and not (path.loss and self._loss_draw() < path.loss):
+            self._carry_past(source, target, action, *arguments)
+
     def _live_path(self, source: Host, target: Host) -> _LivePath:
         return self._paths.get((source.number, target.number), self._path) if self._paths else self._path
 
@@ -761,7 +771,7 @@ class Network:
         scheduler = self.scheduler
         path = self._live_path(line.sender, line.receiver)
         while line.waiting:
-            if line.closed:
+            if line.closed or line.boot != line.sender.boot:
                 line.waiting.clear()
                 return
             if (self._cut and not self._reaches(line.sender, line.receiver)) or (
@@ -794,9 +804,10 @@ class Network:
     def _knock(self, connection: Connection) -> None:
         meets = self._meets(connection.target)
         if meets == "refusing" or (connection.target.refuses_peers and meets == "listening"):
-            self._carry(connection.back, self._refuse, (connection,))
+            self._reset(connection.target, connection.source, self._refuse, connection)
         elif meets == "listening":
             connection.accepted = True
+            connection.back.boot = connection.target.boot
             connection.target.served[connection] = None
             self._deliver(connection.target, self._greet, connection)
 
@@ -843,7 +854,7 @@ class Network:
         if connection in target.served:
             self._deliver(target, self._read_frame, connection, data)
         elif self._meets(target) != "silent":
-            self._carry(connection.back, self._read_end, (connection, False))  # a reset: nobody knows that connection
+            self._reset(target, connection.source, self._read_end, connection, False)  # nobody knows that connection
 
     def _read_frame(self, connection: Connection, data: bytes) -> None:
         target = connection.target
@@ -883,8 +894,9 @@ class Network:
     def _stream_knocks(self, stream: Stream, data: bytes) -> None:
         meets = self._meets(stream.target)
         if meets == "refusing":
-            self._carry(stream.back, self._read_stream_refusal, (stream,))
+            self._reset(stream.target, stream.source, self._read_stream_refusal, stream)
         elif meets == "listening":
+            stream.back.boot = stream.target.boot
             stream.target.streams[stream] = None
             self._carry(stream.back, self._stream_accepted, (stream, data))
 

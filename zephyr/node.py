@@ -210,8 +210,7 @@ class Node:
         """Announce a new registration by gossip; register above a life that gossip remembers."""
         if etcd.member.epoch >= self.swim.member.epoch:
             return self.swim.update(etcd.member, now)
-        etcd.heard_epoch(self.swim.member.epoch)
-        return []
+        return etcd.renew_epoch(self.swim.member.epoch, now)
 
     def _on_leave_requested(self, _event: LeaveRequested, now: Instant) -> list[Effect]:
         self._leave_asked = True

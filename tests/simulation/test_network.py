@@ -410,6 +410,20 @@ def test_the_words_sent_just_before_a_crash_arrive():
     assert not world.hosts[1].served
 
 
+def test_what_waits_for_a_cut_network_goes_with_the_kernel_and_not_with_the_process():
+    for kind, arrives in (("process", True), ("container", False), ("silent", False)):
+        world = World()
+        world.network.connect_at_once(*world.hosts)
+        world.network.partition([world.hosts[:1]])
+        world.network.send_frame(world.hosts[0], "h1", b"stale")
+        world.network.hang_up(world.hosts[0], "h1")
+        world.network.crash(world.hosts[0], kind)
+        world.run(5)
+        world.network.heal()
+        world.run(20)
+        assert world.told(1) == ([("frame", "h0", b"stale")] if arrives else []), kind
+
+
 def test_a_paused_process_closes_nothing_and_its_kernel_accepts(connected):
     connected.network.pause(connected.hosts[1], 20.0)
     connected.run(15)

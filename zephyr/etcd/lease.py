@@ -137,10 +137,6 @@ class EtcdMembership:
         self._grant, self._register, self._publish_settings = _Duty(), _Duty(), _Duty()
         self._probe, self._revoke = _Duty(), _Duty()
 
-    def heard_epoch(self, epoch: int) -> None:
-        """Register above this epoch from now on: gossip remembers a later life of this id."""
-        self._epoch_highest = max(self._epoch_highest, epoch)
-
     # --- what others read ---------------------------------------------------------------------------
 
     @property
@@ -187,6 +183,16 @@ class EtcdMembership:
         """Begin: list what is there."""
         self._snapshot.want(now.monotonic_s)
         return self.poll(now)
+
+    def renew_epoch(self, epoch: int, now: Instant) -> list[Effect]:
+        """Register under a higher epoch: gossip remembered a later life of this id, and this one comes after it."""
+        if epoch <= self.member.epoch:
+            return []
+        self._former_epochs.append(self.member.epoch)
+        self.member = replace(self.member, epoch=epoch)
+        self._epoch_highest, self._epoch_used = max(self._epoch_highest, epoch), False
+        self.change_count += 1
+        return self._plan(now)
 
     def request_check(self, now: Instant) -> None:
         """Compare with etcd soon: somebody's view differs from ours."""

@@ -77,6 +77,8 @@ from zephyr.model import Address, Instant, Member, NodeId, TimelineEntry
 
 HELPERS = 3
 """Members asked to ping on this node's behalf (k of the paper)."""
+NEWS_REACH = 64
+"""Up to this many members, each has a connection to each (`zephyr.peer.tcp`)."""
 GOSSIP_FANOUT = 3
 """Members that news is sent to in each gossip interval."""
 HEALTH_MAX = 8
@@ -97,6 +99,8 @@ USER_EVENTS_SEEN_MAX = 512
 
 SYNC_TIMEOUT_S = 10.0
 """For one push-pull: connecting, and half a megabyte each way on a slow line."""
+CROWD = 64
+"""From so much news on, which is six packets full, a push-pull each probe interval tells more than packets can."""
 SYNC_SCALE_MEMBERS = 32
 """Up to this many members the profile's push-pull interval holds; each doubling adds one interval."""
 DEAD_PING_INTERVAL_S = 5.0
@@ -116,6 +120,10 @@ EXIT_UNANSWERED_MIN_S = 0.05
 EXIT_ROUND_TRIPS = 4
 EXIT_REST_S = 1.0
 """After a UDP answer, refusals of that member count for nothing for so long: its process lives."""
+EXIT_REFUTE_REST_S = 0.1
+"""One refutation answers all who saw this node exit at the same time."""
+EXIT_OBSERVERS_MAX = 8
+"""Witnesses counted of one exit: two are enough."""
 EXIT_PING_REMEMBERED_S = 5.0
 """A late answer to such a ping still counts, since it takes back an accusation."""
 
@@ -188,6 +196,7 @@ class Swim:
         self._introduced: tuple[Member, ...] = ()
         self._introducing = False
         self._conflict_epoch, self._conflict_since_s = 0, -inf
+        self._exit_refuted_s = self._crowd_sync_s = -inf
         self._user_event_number = 0
         self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
         self._encoded_self = b""
@@ -217,7 +226,7 @@ class Swim:
             Nack: self._on_nack,
             Alive: lambda message, packet, source, now: self._on_alive(message, packet.sender, source, now),
             Suspect: lambda message, _packet, source, now: self._on_suspect(message, now, source),
-            Exit: self._on_exit,
+            Exit: lambda message, _packet, _source, now: self._on_exit(message, now),
             Dead: lambda message, _packet, source, now: self._on_dead(message, now, source),
             Left: lambda message, _packet, _source, now: self._on_left(message, now),
             UserEvent: self._on_user_event,
@@ -399,6 +408,10 @@ class Swim:
         self._gossip_armed = False
         for record in self.table.some(GOSSIP_FANOUT):
             self._send(record.member.gossip, [])
+        if len(self._news) > CROWD and now.monotonic_s >= self._crowd_sync_s + self.pace.probe_interval_s:
+            self._crowd_sync_s = now.monotonic_s
+            for record in self.table.some(1):
+                self._sync_with(record.member.gossip, now)
         if len(self._news):
             self._gossip_armed = True
             self._at(now.monotonic_s + self.pace.gossip_interval_s, self._gossip)
@@ -928,7 +941,8 @@ class Swim:
         record.exit_sequence = self._sequence
         self._exit_pings[self._sequence] = record.member.id
         self._send(record.member.gossip, self._ping(record, self._sequence))
-        wait_s = max(EXIT_UNANSWERED_MIN_S, EXIT_ROUND_TRIPS * record.rtt_s)
+        # Who reads late would take its own slowness for silence.
+        wait_s = max(EXIT_UNANSWERED_MIN_S, EXIT_ROUND_TRIPS * record.rtt_s) * (1 + self.health)
         self._at(now.monotonic_s + wait_s, self._exit_ping_due, (record, self._sequence))
         self._at(now.monotonic_s + EXIT_PING_REMEMBERED_S, self._exit_ping_over, self._sequence)
 
@@ -953,35 +967,46 @@ class Swim:
         if not (record.is_refused and record.is_silent) or record.live_index < 0 or self._leaving:
             return
         if me not in record.exit_observers:
-            record.exit_observers[me] = None
-            message = encode_message(Exit(member.id, member.epoch, me))
-            self._effects.append(SendNews(tuple(other.member.id for other in self.table.live), (message,)))
+            record.exit_observers = (*record.exit_observers, me)
+            message = Exit(member.id, member.epoch, me)
+            encoded = encode_message(message)
+            self._effects.append(SendNews(tuple(other.member.id for other in self.table.live), (encoded,)))
             for other in self.table.some(GOSSIP_FANOUT, member.id):
-                self._send(other.member.gossip, [message])
+                self._send(other.member.gossip, [encoded])
+            self._pass_exit_on(message, now)
             self._on_suspect(Suspect(member.id, member.epoch, record.incarnation, me), now)
         suspicion = record.suspicion
         if suspicion is None or suspicion.exit_deadline_s is not None:
             return
         if len(record.exit_observers) > 1 or not self._has_other_witness(record):
-            suspicion.exit_deadline_s = now.monotonic_s + self._settings.exit_suspicion
+            suspicion.exit_deadline_s = now.monotonic_s + self._settings.exit_suspicion * (1 + self.health)
             self._at(suspicion.deadline_s, self._suspicion_due, record)
 
     def _has_other_witness(self, record: Record) -> bool:
         """Whether anybody else is left who could have seen it: who is suspected itself cannot."""
         return any(other is not record and other.state == "alive" for other in self.table.live)
 
-    def _on_exit(self, message: Exit, packet: Packet, _source: Address, now: Instant) -> None:
-        """Count an eyewitness: only its own word, and only while it is a member in good standing."""
+    def _on_exit(self, message: Exit, now: Instant) -> None:
+        """Count an eyewitness, while it is a member in good standing."""
         if message.id == self.member.id:
-            self._refute(message.epoch, self.incarnation, f"seen to exit by {message.observer}", now)
+            if now.monotonic_s >= self._exit_refuted_s + EXIT_REFUTE_REST_S:  # All witnesses speak at once.
+                self._exit_refuted_s = now.monotonic_s
+                self._refute(message.epoch, self.incarnation, f"seen to exit by {message.observer}", now)
             return
         record = self.table.members.get(message.id)
         observer = self.table.members.get(message.observer)
         if record is None or observer is None or record.member.epoch != message.epoch or record.live_index < 0:
             return
-        if packet.sender == message.observer and observer.state == "alive":
-            record.exit_observers[message.observer] = None
+        known = record.exit_observers
+        if observer.state == "alive" and message.observer not in known and len(known) < EXIT_OBSERVERS_MAX:
+            record.exit_observers = (*known, message.observer)
+            self._pass_exit_on(message, now)
             self._weigh_exit(record, now)
+
+    def _pass_exit_on(self, message: Exit, now: Instant) -> None:
+        """Where not everybody has a connection to everybody, witnesses find each other by gossip."""
+        if self.size > NEWS_REACH:
+            self._spread(f"exit {message.id} {message.observer}", encode_message(message), now)
 
     # --- events of operators ------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class Record:
         """The UDP ping that went beside was not answered in time."""
         self.exit_sequence = 0
         """The number of that ping; 0: none was sent."""
-        self.exit_observers: dict[NodeId, None] = {}
+        self.exit_observers: tuple[NodeId, ...] = ()
         """Who saw it end, this node included."""
         if self.suspicion is not None:
             self.suspicion.exit_deadline_s = None
