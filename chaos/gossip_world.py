@@ -41,7 +41,7 @@ from zephyr.events import (
     StreamReceived,
     StreamReplied,
 )
-from zephyr.gossip.messages import Alive, Dead, Exit, GossipMessage, Left, Packet, Suspect
+from zephyr.gossip.messages import Packet
 from zephyr.gossip.swim import Swim
 from zephyr.gossip.wire import Envelope, Keyring
 from zephyr.model import Address, Instant, Member, NodeId, TimelineEntry
@@ -63,9 +63,6 @@ RECONNECT_DELAYS_S = (0.0, 0.010, 0.050, 0.150)
 RECONNECT_DELAY_MAX_S = 1.0
 """As `zephyr.peer.link` waits before it tries again."""
 
-
-READ_REMEMBERED_MAX = 100_000
-"""Messages whose reading is remembered, over all nodes of a run."""
 
 LogKind: TypeAlias = Literal["none", "hash", "lines"]
 """Of the event log of a run: nothing of it, its fingerprint, or its lines too."""
@@ -99,33 +96,6 @@ class _Link:
     """Tells the present attempt to reconnect from earlier ones."""
 
 
-class _Reader(Envelope):
-    """The codec of one node, which shares with all others what it has read before.
-
-    The same few messages reach every node many times, so that checking their shape anew is half of the cost of a large
-    run. A packet is still sealed, opened and checked for each; what a message's fields mean depends on nothing else.
-    """
-
-    def __init__(self, world: GossipWorld, node_id: NodeId, nonce: Callable[[int], bytes]) -> None:
-        super().__init__(world.settings.cluster, node_id, world.keyring, nonce)
-        self._read_before = world.read_before
-        self._members = world.members_read
-
-    def _message(self, value: Any) -> GossipMessage:
-        message = self._read_before.get(value)
-        if message is None:
-            message = super()._message(value)
-            if len(self._read_before) >= READ_REMEMBERED_MAX:
-                self._read_before.clear()
-            if type(message) in _REPEATED:
-                self._read_before[value] = message
-        return message
-
-
-_REPEATED = frozenset({Alive, Suspect, Exit, Dead, Left})
-"""Kinds of messages that are passed on; every other one is new."""
-
-
 class GossipNode(Process):
     """The shell of one machine: one life of one node."""
 
@@ -138,7 +108,7 @@ class GossipNode(Process):
             settings, member, random.Random(f"{world.seed}/swim/{settings.id}/{host.life}"), lifeguard=world.lifeguard
         )
         nonce = random.Random(f"{world.seed}/nonce/{settings.id}/{host.life}").randbytes
-        self.envelope = _Reader(world, settings.id, nonce)
+        self.envelope = Envelope(world.settings.cluster, settings.id, world.keyring, nonce)
         self.links: dict[Address, _Link] = {}
         """By gossip address, which is the name of the host."""
         self.stopped = ""
@@ -457,9 +427,6 @@ class GossipWorld:
         self.refused: Counter[str] = Counter()
         """Packets that the codec refused, by cause."""
         self.on_death: Callable[[Death], None] | None = None
-        self.read_before: dict[tuple[Any, ...], GossipMessage] = {}
-        self.members_read: dict[tuple[Any, ...], Member] = {}
-        """What the nodes' codecs share."""
         self._by_name: dict[Name, GossipNode] = {}
         self._lives = 0
         self._highest: dict[tuple[NodeId, NodeId], tuple[int, int]] = {}

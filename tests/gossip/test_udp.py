@@ -591,7 +591,7 @@ async def test_whoever_closes_without_an_answer_is_told_apart():
 @pytest.mark.parametrize(
     ("answer", "cause"),
     [
-        (framed(b"garbage that is no packet at all"), "version"),
+        (framed(b"garbage that is no packet at all"), "malformed"),
         (framed(b""), "truncated"),
         (b"\0\0\1\0abc", "truncated"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "oversized"),
@@ -615,7 +615,7 @@ async def test_an_answer_of_another_cluster_is_not_authentic():
     one, two = Node("n1"), Node("n2")
     stranger = Envelope("other", "n2", None, random.Random(1).randbytes)
     async with running(one, two):
-        two.transport._envelope.seal_stream = stranger.seal_stream
+        two.transport._envelope = stranger
         two.answer = lambda _event: (encode_message(ACK),)
         one.ask(two.address, PING)
         assert "is not authentic: foreign-cluster" in await one.failure()
@@ -693,7 +693,7 @@ async def test_a_reply_that_is_too_long_is_counted_and_the_stream_closed():
 @pytest.mark.parametrize(
     ("request_", "cause"),
     [
-        (framed(b"garbage that is no packet at all"), "version"),
+        (framed(b"garbage that is no packet at all"), "malformed"),
         (framed(b""), "truncated"),
         (b"\0\0\0\x09abc", "truncated"),
         (b"\0", "truncated"),

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zephyr.errors import WireError
-from zephyr.member_codec import EPOCH_MAX, decode_member, encode_member
 from zephyr.model import Member
 from zephyr.peer.wire import (
     ALLOWANCE_MS_MAX,
@@ -34,12 +33,15 @@ from zephyr.peer.wire import (
     Status,
     agreed_protocol,
     decode_frame,
+    decode_member,
     encode_goodbye,
     encode_hello,
+    encode_member,
     encode_reply,
     encode_request,
     frame_bytes_max,
 )
+from zephyr.wire import EPOCH_MAX
 
 BOUND = frame_bytes_max(1 << 20)
 MEMBER = Member("n1", "10.0.0.1:8080", "10.0.0.1:7946", "[fd00::1]:7846", 1_700_000_000_000, 2.5, "east", "joining")

@@ -17,8 +17,9 @@ from zephyr.gossip.phi import PhiEstimate
 from zephyr.gossip.suspicion import Suspicion
 from zephyr.model import Member, NodeId
 
-MEMBERS_KNOWN_MAX = 4096
-"""Members remembered, dead and left ones included. Beyond it strangers are ignored until some are forgotten."""
+MEMBERS_KNOWN_MAX = 2047
+"""Members remembered, dead and left ones included: with this node, what one push-pull may name. Beyond it strangers are
+ignored until some are forgotten."""
 LOOKAHEAD = 8
 """Members at the head of the round that phi may reorder: the silent one is probed first."""
 PHI_PROBE = 3.0

@@ -35,10 +35,9 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgpack
 
-from zephyr.config import NODE_ID_PATTERN
 from zephyr.errors import WireError
-from zephyr.member_codec import decode_member, encode_member, is_protocol
 from zephyr.model import Member
+from zephyr.wire import checked_member, is_id, is_protocol
 
 LENGTH_BYTES = 4
 FRAME_OVERHEAD_BYTES = 64 << 10
@@ -54,10 +53,9 @@ ALLOWANCE_MS_MAX = 600_000
 """Ten times the longest --request-timeout."""
 OPERATION_MAX = 0xFFFF
 STATUS_MAX = 0xFF
-REASON_BYTES_MAX = 512
 FRAME_BYTES_MAX_HIGH = (1 << 32) - 1
 """What the length prefix can say."""
-
+REASON_BYTES_MAX = 512
 
 ARRAY_ITEMS_MAX = 4096
 """msgpack allocates an array when it reads its header. It nests 1,024 deep at most, so headers that claim this many
@@ -192,6 +190,21 @@ def encode_goodbye(reason: str) -> bytes:
     return _framed((int(Kind.GOODBYE), cut))
 
 
+def encode_member(member: Member) -> tuple[Any, ...]:
+    """Return a member as an array of msgpack values, to stand inside a frame. `decode_member` reads it back."""
+    return (
+        member.id,
+        member.http,
+        member.gossip,
+        member.peer,
+        member.epoch,
+        float(member.weight),
+        member.zone,
+        member.state,
+        tuple(member.protocol),
+    )
+
+
 def _framed(fields: tuple[Any, ...]) -> bytes:
     body = _pack(fields)
     return len(body).to_bytes(4, "big") + body
@@ -313,7 +326,7 @@ def _decode_hello(fields: tuple[Any, ...]) -> Hello:
     _, protocol_min, protocol_max, cluster, probe, frame_bytes, member = fields[:7]
     if not is_protocol((protocol_min, protocol_max)):
         raise WireError("field", "protocol numbers of a hello")
-    if type(cluster) is not str or not NODE_ID_PATTERN.fullmatch(cluster):
+    if not is_id(cluster):
         raise WireError("field", "cluster name of a hello")
     if type(probe) is not bool:
         raise WireError("field", "probe flag of a hello")
@@ -370,6 +383,21 @@ _DECODERS: dict[int, Callable[[tuple[Any, ...]], Frame]] = {
     Kind.REPLY: _decode_reply,
     Kind.GOODBYE: _decode_goodbye,
 }
+
+# --- members ----------------------------------------------------------------------------------------
+
+
+def decode_member(value: Any) -> Member:
+    """Read what `encode_member` made, after msgpack. Elements that a newer program appended are skipped.
+
+    Raises WireError("member", what is wrong).
+    """
+    if type(value) is not tuple or len(value) < 9:
+        raise WireError("member", "it is an array of 9 elements")
+    try:
+        return checked_member(value[:9])
+    except ValueError as error:
+        raise WireError("member", str(error)) from None
 
 
 def agreed_protocol(ours: tuple[int, int], theirs: tuple[int, int]) -> int | None:
