@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -615,7 +616,8 @@ async def test_an_answer_of_another_cluster_is_not_authentic():
     one, two = Node("n1"), Node("n2")
     stranger = Envelope("other", "n2", None, random.Random(1).randbytes)
     async with running(one, two):
-        two.transport._envelope = stranger
+        own = two.transport._envelope
+        two.transport._envelope = SimpleNamespace(open_stream=own.open_stream, seal_stream=stranger.seal_stream)
         two.answer = lambda _event: (encode_message(ACK),)
         one.ask(two.address, PING)
         assert "is not authentic: foreign-cluster" in await one.failure()
