@@ -193,7 +193,16 @@ class Zephyr(System):
         """Return what starts a node."""
         command = [sys.executable, "-m", "zephyr", "node", "--id", place.name, "--gossip", place.gossip]
         command += ["--peer", f"{place.host}:{place.peer_port}", "--http", f"{place.host}:{place.control_port}"]
-        command += ["--gossip-profile", self.profile, "--etcd", "none", "--log-format", "json"]
+        command += [
+            "--gossip-profile",
+            self.profile,
+            "--etcd",
+            "none",
+            "--cluster",
+            f"bench-{os.getpid()}",
+            "--log-format",
+            "json",
+        ]
         return [*command, "--join", ",".join(seed.gossip for seed in seeds)]
 
     def read(self, line: str) -> tuple[State, str] | None:
