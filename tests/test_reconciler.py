@@ -87,11 +87,110 @@ def test_a_hold_ends_by_itself_but_never_with_an_empty_ring():
     assert registry.reconciler.deadline() == float("inf"), "nothing to switch to"
     assert registry.view(100).owners == ("n1", "n2")
     registry.say(member("n2", epoch=9))
-    assert registry.reconciler.deadline() == 2 + SETTINGS.takeover_max
-    assert registry.view(101).owners == ("n2",)
+    assert registry.reconciler.deadline() == 2 + SETTINGS.hold_max
+    assert registry.view(61).owners == ("n1", "n2")
+    assert registry.view(62).owners == ("n2",)
 
 
-def test_one_registration_that_goes_leaves_the_ring_at_once():
+def heard(*ids: str) -> Registry:
+    """Return five registered members, of which gossip hears these."""
+    registry = Registry()
+    registry.swim.assume([member(node_id) for node_id in ids], at(0))
+    registry.say(OWN, *(member(f"n{number}") for number in range(2, 6)))
+    registry.view(1)
+    return registry
+
+
+ALL = ("n1", "n2", "n3", "n4", "n5")
+
+
+def test_when_most_registrations_vanish_and_gossip_hears_them_the_whole_ring_is_held():
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN, member("n2"))
+    view = registry.view(2)
+    assert (view.owners, view.authority) == (ALL, "held")
+    registry.say(OWN, *(member(node_id, epoch=9) for node_id in ALL[1:]))
+    view = registry.view(3)
+    assert (view.owners, view.authority) == (ALL, "etcd")
+
+
+def test_registrations_that_vanish_one_after_the_other_within_a_lease_are_one_loss():
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN, member("n2"), member("n3"), member("n4"))
+    assert registry.view(2).owners == ALL, "a grace for the first"
+    registry.say(OWN, member("n2"), member("n3"))
+    assert registry.view(6).owners == ("n1", "n2", "n3", "n4"), "which is over"
+    registry.say(OWN, member("n2"))
+    view = registry.view(7)
+    assert (view.owners, view.authority) == (ALL, "held")
+
+
+def test_a_mass_death_is_not_held():
+    registry = heard("n2")
+    registry.swim.assume([member(node_id) for node_id in ("n3", "n4", "n5")], at(0))
+    registry.swim.handle(said(*(Dead(node_id, 7, 0, "n9") for node_id in ("n3", "n4", "n5"))), at(1.5))
+    registry.say(OWN, member("n2"))
+    view = registry.view(2)
+    assert (view.owners, view.authority) == (("n1", "n2"), "etcd")
+
+
+def test_a_hold_ends_when_gossip_loses_half_of_those_who_vanished():
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN)
+    assert registry.view(2).authority == "held"
+    registry.swim.handle(said(Dead("n4", 7, 0, "n9")), at(3))
+    assert registry.view(3).owners == ALL
+    registry.swim.handle(said(Dead("n5", 7, 0, "n9")), at(4))
+    assert registry.view(4).owners == ("n1",)
+
+
+def test_a_hold_does_not_wait_for_the_dead():
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN)
+    registry.view(2)
+    registry.swim.handle(said(Dead("n5", 7, 0, "n9")), at(3))
+    registry.say(OWN, *(member(node_id, epoch=9) for node_id in ALL[1:4]))
+    assert registry.view(4).owners == ALL[:4]
+
+
+def test_a_hold_ends_by_itself_with_whoever_is_registered():
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN, member("n2"))
+    registry.view(2)
+    assert registry.reconciler.deadline() == 2 + SETTINGS.hold_max
+    assert registry.view(62).owners == ("n1", "n2")
+
+
+def test_a_lease_that_lapsed_for_a_moment_changes_no_ring():
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN, *(member(node_id) for node_id in ALL[1:4]))
+    view = registry.view(2)
+    assert view.owners == ALL
+    assert registry.row("n5", 2).reason == (
+        "gossip says alive, etcd lost its registration; it has a moment to register again"
+    )
+    assert registry.reconciler.deadline() == 2 + SETTINGS.expiry_grace
+    registry.say(OWN, *(member(node_id) for node_id in ALL[1:4]), member("n5", epoch=9))
+    assert registry.view(3).owners == ALL
+
+
+def test_whoever_does_not_register_again_within_the_grace_leaves():
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN, *(member(node_id) for node_id in ALL[1:4]))
+    registry.view(2)
+    assert registry.view(5).owners == ALL[:4]
+
+
+@pytest.mark.parametrize("manner", ["left", "evicted"])
+def test_whoever_left_or_was_evicted_has_no_grace(manner):
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN, member("n2"))
+    registry.etcd.departed = dict.fromkeys(("n3", "n4", "n5"), manner)
+    view = registry.view(2)
+    assert (view.owners, view.authority) == (("n1", "n2"), "etcd")
+
+
+def test_one_registration_that_goes_and_is_not_heard_leaves_the_ring_at_once():
     registry = Registry()
     registry.say(OWN, member("n2"), member("n3"))
     registry.view(1)

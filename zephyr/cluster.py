@@ -4,8 +4,10 @@ It decides who owns data (the ring's members) and who is shown how; it sends not
 The rule at this stage: *the ring is what etcd has registered*, and
 
 - what etcd said last stands for as long as etcd is silent: an unreachable etcd changes no ring;
-- an empty etcd never empties the ring, and a wiped one does not shrink it: the last ring is held until
-  all of its members have registered again, or for `takeover_max`;
+- an empty etcd never empties the ring. When half of the ring vanishes within one lease with neither a leave nor
+  an eviction to explain it, and gossip hears most of them, then etcd is in doubt and not they: the whole last
+  ring is held until they have registered again, or gossip loses half of them, or for `hold_max`;
+- whose lease lapsed while gossip hears it stays for `expiry_grace`, and mostly registers again by then;
 - without etcd (`--etcd none`) the ring is whoever gossip has called alive, and has not called left, or dead for
   `gossip_evict_after`. Both sides of a split then serve.
 - whom gossip calls dead or left is not routed to, whatever the ring says.
@@ -37,6 +39,11 @@ from zephyr.model import (
 )
 from zephyr.ring.ring import ring_digest
 
+MASS_LOSS_MIN = 2
+"""One registration that vanishes is a lapsed lease, however small the ring."""
+VANISHED_AFTER_S = 0.001
+"""A deadline just after a bound, since what lies on it still counts."""
+
 
 class Reconciler:
     """Combines the witnesses into a `ClusterView`."""
@@ -49,8 +56,15 @@ class Reconciler:
         self.ring_members: dict[NodeId, Member] = {}
         """The owners of data, by id."""
         self._evict_at_s = inf
+        self._settled: dict[NodeId, Member] = {}
+        """The ring as it was when no registration had vanished lately."""
+        self._vanished_s: dict[NodeId, float] = {}
+        """Owners whose registration went without a word -> monotonic seconds at which that was seen."""
         self._held_since_s: float | None = None
+        self._held_ids: tuple[NodeId, ...] = ()
+        """Whose registrations had vanished when the hold began."""
         self._wipe_count = 0
+        self._reconciled_s = -inf
         self._authority: Authority = "none"
         self._authority_since_s = 0.0
         self._witness: dict[NodeId, tuple[EtcdWitness, float]] = {}
@@ -59,13 +73,17 @@ class Reconciler:
         """Return the monotonic second at which a hold or a dead member's grace ends by itself."""
         if self.etcd is None:
             return self._evict_at_s
-        if self._held_since_s is None or not self._committed():
-            return inf
-        return self._held_since_s + self.settings.takeover_max
+        if self._held_since_s is not None:
+            return self._held_since_s + self.settings.hold_max if self._committed() else inf
+        # Also when a vanished registration is too old to count, so that a later loss is judged by itself.
+        ages_s = (self.settings.expiry_grace, self.settings.lease_ttl + VANISHED_AFTER_S)
+        dues_s = (at_s + age_s for at_s in self._vanished_s.values() for age_s in ages_s)
+        return min((due_s for due_s in dues_s if due_s > self._reconciled_s), default=inf)
 
     def reconcile(self, connected: dict[NodeId, bool], now: Instant) -> tuple[ClusterView, list[Effect]]:
         """Compute the view. `connected`: members to which a connection is known to stand (or known not to)."""
         notes: list[Effect] = []
+        self._reconciled_s = now.monotonic_s
         if self.etcd is not None:
             notes += self._reconcile_etcd(self.etcd, now)
         else:
@@ -99,24 +117,78 @@ class Reconciler:
         return {item.member.id: item.member for item in registrations if item.member.state != "joining"}
 
     def _reconcile_etcd(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
+        """The ring is what is registered, and for a while what vanished without a word."""
         committed = self._committed()
-        if len(committed) > 0 and not self.ring_members:
-            self.ring_members = committed
-        wiped = etcd.wipe_count != self._wipe_count
-        self._wipe_count = etcd.wipe_count
-        if self._held_since_s is None and self.ring_members and (wiped or not committed):
+        self._watch_vanished(etcd, committed, now)
+        notes: list[Effect] = []
+        if self._held_since_s is None and self._settled and (not committed or self._is_mass_loss(etcd)):
             self._held_since_s = now.monotonic_s
+            self._held_ids = tuple(self._vanished_s)
+            detail = f"registrations of {', '.join(self._vanished_s)} vanished without a word; the last ring stands"
+            notes.append(_note(now, "hold", "", "ring", detail))
+        self._wipe_count = etcd.wipe_count
+        if self._held_since_s is not None:
+            ending = self._hold_ending(committed, now)
+            if not ending:
+                self.ring_members = dict(self._settled)
+                return notes
+            notes.append(_note(now, "hold-ended", "", "ring", ending))
+            self._held_since_s = None
+            self._vanished_s.clear()
+        kept = {node_id: self._settled[node_id] for node_id in self._vanished_s if self._is_in_grace(node_id, now)}
+        if committed:
+            self.ring_members = {**kept, **committed}
+        if not self._vanished_s:
+            self._settled = dict(self.ring_members)
+        return notes
+
+    def _watch_vanished(self, etcd: EtcdMembership, committed: dict[NodeId, Member], now: Instant) -> None:
+        """Keep track of owners whose registration went with neither a leave nor an eviction to explain it."""
+        since_s = now.monotonic_s
+        for node_id in self._settled:
+            is_explained = etcd.departed.get(node_id) in ("left", "evicted")
+            if node_id in committed or is_explained:
+                self._vanished_s.pop(node_id, None)
+            elif node_id in self.ring_members:
+                self._vanished_s.setdefault(node_id, since_s)
         if self._held_since_s is None:
-            self.ring_members = committed
-            return []
-        missing = [node_id for node_id in self.ring_members if node_id not in committed]
-        over = now.monotonic_s >= self._held_since_s + self.settings.takeover_max
-        if missing and not (over and committed):
-            return []
-        self._held_since_s = None
-        self.ring_members = committed
-        detail = f"not registered again in time: {', '.join(missing)}" if missing else "all members registered again"
-        return [_note(now, "hold-ended", "", "ring", detail)]
+            for node_id in [
+                item for item, at_s in self._vanished_s.items() if at_s + etcd.settings.lease_ttl < since_s
+            ]:
+                del self._vanished_s[node_id]
+
+    def _is_mass_loss(self, etcd: EtcdMembership) -> bool:
+        """Whether so much vanished within one lease, while gossip hears most of them, that etcd is in doubt."""
+        vanished = list(self._vanished_s)
+        if len(vanished) < max(MASS_LOSS_MIN, (len(self._settled) + 1) // 2):
+            return False
+        return etcd.wipe_count != self._wipe_count or 2 * sum(map(self._is_heard, vanished)) > len(vanished)
+
+    def _hold_ending(self, committed: dict[NodeId, Member], now: Instant) -> str:
+        """Say why the hold is over; empty while it is not. With nothing registered it is not."""
+        assert self._held_since_s is not None
+        missing = [item for item in self._settled if item in self._vanished_s and not self._is_gone(item)]
+        if not committed:
+            return ""
+        if not missing:
+            return "all members registered again"
+        if 2 * sum(map(self._is_gone, self._held_ids)) >= len(self._held_ids):
+            return "gossip calls half of those who vanished dead"
+        if now.monotonic_s >= self._held_since_s + self.settings.hold_max:
+            return f"not registered again in time: {', '.join(missing)}"
+        return ""
+
+    def _is_in_grace(self, node_id: NodeId, now: Instant) -> bool:
+        """Whether a member may stay without a registration: a lease that lapsed for a moment changes no ring."""
+        return self._is_heard(node_id) and now.monotonic_s < self._vanished_s[node_id] + self.settings.expiry_grace
+
+    def _is_heard(self, node_id: NodeId) -> bool:
+        record = self.swim.table.members.get(node_id)
+        return node_id == self.settings.id or (record is not None and record.state == "alive")
+
+    def _is_gone(self, node_id: NodeId) -> bool:
+        record = self.swim.table.members.get(node_id)
+        return record is not None and record.state in ("dead", "left")
 
     def _lead(self) -> Authority:
         """Name the witness that leads."""
@@ -192,7 +264,7 @@ class Reconciler:
         tail = "" if routable or gossip in ("dead", "left") else "; it cannot be reached from here"
         gone = gossip in ("dead", "left")
         if witness != "registered":
-            return _judge_unregistered(gossip, witness, tail, in_ring=in_ring)
+            return _judge_unregistered(gossip, witness, tail, in_ring=in_ring, is_held=self._held_since_s is not None)
         if not in_ring and member.state == "joining":
             return "pending", f"registered as joining; owns nothing yet{tail}"
         if not in_ring:
@@ -206,7 +278,9 @@ class Reconciler:
         return "agree", f"registered and {member.state}"
 
 
-def _judge_unregistered(gossip: GossipWitness, witness: EtcdWitness, tail: str, *, in_ring: bool) -> tuple[str, str]:
+def _judge_unregistered(
+    gossip: GossipWitness, witness: EtcdWitness, tail: str, *, in_ring: bool, is_held: bool
+) -> tuple[str, str]:
     gone = gossip in ("dead", "left")
     match witness:
         case "off" if gone and in_ring:
@@ -215,8 +289,13 @@ def _judge_unregistered(gossip: GossipWitness, witness: EtcdWitness, tail: str, 
             return "agree", f"gossip says {gossip}; no etcd is configured{tail}"
         case "unreachable":
             return "held", f"gossip says {gossip}, etcd cannot be reached; its last word stands{tail}"
-        case "absent" if in_ring:
+        case "absent" if in_ring and is_held:
             return "held", f"etcd lost its registration; the last ring is held until all register again{tail}"
+        case "absent" if in_ring:
+            return (
+                "unregistered",
+                f"gossip says {gossip}, etcd lost its registration; it has a moment to register again",
+            )
         case "absent" if gone:
             return "agree", f"gossip says {gossip}, and etcd has no registration"
         case _:

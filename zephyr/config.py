@@ -136,12 +136,15 @@ class Settings:
     lease_ttl: float = _setting(
         10.0, "duration", "A node silent for this long leaves the ring. Whole seconds, as etcd counts.", low=2, high=300
     )
-    takeover_max: float = _setting(
-        10.0,
+    expiry_grace: float = _setting(
+        3.0,
         "duration",
-        "Longest time the last ring is held while members register with a wiped etcd.",
+        "How long a member whose lease lapsed stays in the ring while gossip hears it.",
         low=0,
         high=300,
+    )
+    hold_max: float = _setting(
+        60.0, "duration", "Longest time the last ring is held after most registrations vanished.", low=0, high=3600
     )
     value_max: int = _setting(1 << 20, "bytes", "Largest value; a larger one is answered 413.", low=1, high=64 << 20)
     connections_max: int = _setting(

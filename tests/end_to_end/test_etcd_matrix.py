@@ -113,9 +113,6 @@ async def test_a_stopped_etcd_changes_no_ring_and_is_used_again_when_it_goes_on(
     assert await ring_changes(cluster) == changes
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="all leases end when it goes on, and the ring does, whoever gossip knows alive"
-)
 async def test_an_etcd_stopped_for_longer_than_a_lease_changes_no_ring(start_cluster):
     cluster = await start_cluster(3, *TTL)
     changes = await ring_changes(cluster)
