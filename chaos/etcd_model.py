@@ -19,6 +19,7 @@ from zephyr.events import (
     EtcdSnapshotRead,
     EtcdTransactionDone,
     EtcdWatched,
+    EvictMember,
     GrantLease,
     KeepLeaseAlive,
     KeyChange,
@@ -73,6 +74,8 @@ class EtcdModel:
                 return LeaseRevoked(lease_id)
             case TransactKey():
                 return self._transact(effect)
+            case EvictMember():
+                return self._evict(effect)
 
     def _transact(self, effect: TransactKey) -> EtcdEvent:
         if effect.lease_id and effect.lease_id not in self.leases:
@@ -83,6 +86,19 @@ class EtcdModel:
         self.revision += 1
         self.pairs[effect.key] = KeyValue(effect.key, effect.value, self.revision, effect.lease_id)
         self._publish((KeyChange(effect.key, effect.value, self.revision, effect.lease_id),))
+        return EtcdTransactionDone(effect.tag, succeeded=True, revision=self.revision)
+
+    def _evict(self, effect: EvictMember) -> EtcdEvent:
+        if effect.lease_id not in self.leases:
+            return EtcdCallFailed(effect, "requested lease not found", definite=True)
+        standing = self.pairs.get(effect.key)
+        if standing is None or standing.mod_revision != effect.expected_mod_revision:
+            return EtcdTransactionDone(effect.tag, succeeded=False, revision=self.revision)
+        self.revision += 1
+        del self.pairs[effect.key]
+        self.pairs[effect.mark_key] = KeyValue(effect.mark_key, effect.mark, self.revision, effect.lease_id)
+        mark = KeyChange(effect.mark_key, effect.mark, self.revision, effect.lease_id)
+        self._publish((mark, KeyChange(effect.key, None, self.revision, 0)))
         return EtcdTransactionDone(effect.tag, succeeded=True, revision=self.revision)
 
     def expire(self, now_s: float) -> None:

@@ -195,7 +195,7 @@ class RandomRun:
             assert not simulated.stopped, f"{node.settings.id} stopped: {simulated.stopped}"
             assert not node.readiness(), f"{node.settings.id} is not ready: {node.readiness()}"
             assert list(node.view.owners) == self.ids, f"{node.settings.id} sees owners {node.view.owners}"
-            assert node.view.authority == "etcd", f"{node.settings.id}: authority {node.view.authority}"
+            assert node.view.authority == "both", f"{node.settings.id}: authority {node.view.authority}"
         assert len({simulated.node.view.digest for simulated in nodes}) == 1, "ring digests differ"
 
     def _check_service(self) -> None:

@@ -8,7 +8,8 @@ import pytest
 from zephyr.cluster import Reconciler
 from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
-from zephyr.events import DatagramReceived, EtcdCallFailed, ReadSnapshot
+from zephyr.etcd.registration import EvictionMark
+from zephyr.events import DatagramReceived, EtcdCallFailed, EvictMember, ReadSnapshot, SendDatagram
 from zephyr.gossip.messages import Dead, Left, Packet
 from zephyr.gossip.swim import Swim
 from zephyr.model import Instant, Member, Registration
@@ -111,7 +112,7 @@ def test_when_most_registrations_vanish_and_gossip_hears_them_the_whole_ring_is_
     assert (view.owners, view.authority) == (ALL, "held")
     registry.say(OWN, *(member(node_id, epoch=9) for node_id in ALL[1:]))
     view = registry.view(3)
-    assert (view.owners, view.authority) == (ALL, "etcd")
+    assert (view.owners, view.authority) == (ALL, "both")
 
 
 def test_registrations_that_vanish_one_after_the_other_within_a_lease_are_one_loss():
@@ -131,7 +132,7 @@ def test_a_mass_death_is_not_held():
     registry.swim.handle(said(*(Dead(node_id, 7, 0, "n9") for node_id in ("n3", "n4", "n5"))), at(1.5))
     registry.say(OWN, member("n2"))
     view = registry.view(2)
-    assert (view.owners, view.authority) == (("n1", "n2"), "etcd")
+    assert (view.owners, view.authority) == (("n1", "n2"), "both")
 
 
 def test_a_hold_ends_when_gossip_loses_half_of_those_who_vanished():
@@ -187,7 +188,7 @@ def test_whoever_left_or_was_evicted_has_no_grace(manner):
     registry.say(OWN, member("n2"))
     registry.etcd.departed = dict.fromkeys(("n3", "n4", "n5"), manner)
     view = registry.view(2)
-    assert (view.owners, view.authority) == (("n1", "n2"), "etcd")
+    assert (view.owners, view.authority) == (("n1", "n2"), "both")
 
 
 def test_one_registration_that_goes_and_is_not_heard_leaves_the_ring_at_once():
@@ -228,6 +229,99 @@ def test_a_silent_etcd_is_shown_and_its_last_word_stands():
     assert registry.row("n2", 4).etcd_since_s == 3
 
 
+def granted(registry: Registry) -> Registry:
+    """Give the node a lease, under which its proposals' marks stand."""
+    registry.etcd.lease_id = 77
+    return registry
+
+
+def proposals(registry: Registry, second: float) -> list[EvictMember]:
+    _, effects = registry.reconciler.reconcile({}, at(second))
+    return [effect for effect in effects if isinstance(effect, EvictMember)]
+
+
+def dead(registry: Registry, *ids: str, second: float = 2) -> None:
+    registry.swim.assume([member(node_id) for node_id in ids if node_id not in registry.swim.table.members], at(0))
+    registry.swim.handle(said(*(Dead(node_id, 7, 0, "n9") for node_id in ids)), at(second))
+
+
+def test_a_majority_proposes_the_eviction_of_who_is_dead_for_long_enough():
+    registry = granted(heard("n2", "n3", "n4"))
+    dead(registry, "n5")
+    assert proposals(registry, 3) == []
+    assert registry.reconciler.deadline() == 2 + SETTINGS.evict_after
+    [proposal] = proposals(registry, 7)
+    assert proposal.key == b"/zephyrcache/members/n5"
+    assert proposal.expected_mod_revision == 3
+    assert proposal.mark_key == b"/zephyrcache/evictions/n5"
+    assert EvictionMark.decode(proposal.mark) == EvictionMark("n1", 7, "gossip says dead")
+    assert proposals(registry, 8) == [], "not twice at once"
+    assert len(proposals(registry, 9)) == 1, "but again while it stands there"
+
+
+def test_others_propose_a_moment_later_in_the_order_of_ids():
+    settings = replace(SETTINGS, id="n3")
+    registry = granted(heard("n2", "n4"))
+    registry.reconciler.settings = settings
+    registry.swim.assume([member("n3"), member("n5")], at(0))
+    dead(registry, "n5")
+    assert proposals(registry, 7.4) == []
+    assert len(proposals(registry, 7.5)) == 1
+
+
+def test_who_left_by_gossips_word_is_proposed_at_once():
+    registry = granted(heard("n2", "n3", "n4", "n5"))
+    registry.swim.handle(said(Left("n5", 7, 0)), at(2))
+    assert len(proposals(registry, 2)) == 1
+
+
+def test_a_minority_proposes_nothing():
+    registry = granted(heard("n2"))
+    dead(registry, "n3", "n4", "n5")
+    assert proposals(registry, 60) == []
+
+
+def test_half_of_the_registered_is_no_majority():
+    registry = granted(Registry())
+    registry.say(OWN, member("n2"))
+    dead(registry, "n2")
+    assert proposals(registry, 60) == []
+
+
+def test_a_new_life_is_not_evicted_for_the_death_of_the_old_one():
+    registry = granted(heard("n2", "n3", "n4"))
+    dead(registry, "n5")
+    registry.say(OWN, *(member(node_id) for node_id in ALL[1:4]), member("n5", epoch=9))
+    assert proposals(registry, 20) == []
+
+
+def test_a_registered_life_that_gossip_never_meets_counts_as_dead_in_the_end():
+    registry = granted(heard("n2", "n3", "n4"))
+    assert registry.reconciler.deadline() == 1 + SETTINGS.unknown_timeout
+    assert proposals(registry, 30) == []
+    [proposal] = proposals(registry, 31)
+    assert proposal.key == b"/zephyrcache/members/n5"
+
+
+def test_who_is_unknown_to_gossip_but_connected_is_left_alone():
+    registry = granted(heard("n2", "n3", "n4"))
+    _, effects = registry.reconciler.reconcile({"n5": True}, at(31))
+    assert not any(isinstance(effect, EvictMember) for effect in effects)
+
+
+def test_who_was_evicted_registers_again_only_when_it_has_heard_most_of_the_registered_since():
+    registry = heard("n2", "n3", "n4")
+    registry.etcd.departed["n1"] = "evicted"
+    registry.say(member("n2"), member("n3"), member("n4"))
+    _, effects = registry.reconciler.reconcile({}, at(2))
+    assert sum(isinstance(effect, SendDatagram) for effect in effects) == 3, "it asks them all"
+    assert not registry.etcd._registration_allowed, "what it believed before counts for nothing"
+    for node_id in ("n2", "n3"):
+        registry.swim.handle(DatagramReceived("a:1", Packet(node_id, 7, ())), at(3))
+    registry.view(3)
+    assert registry.etcd._registration_allowed
+
+
 def gossip_only(**changes: object) -> tuple[Swim, Reconciler]:
     settings = replace(SETTINGS, etcd=(), **changes)
     swim = Swim(settings, OWN, random.Random(1))
@@ -266,7 +360,10 @@ def test_whom_gossip_calls_dead_is_not_routed_to_while_etcd_holds_its_lease():
     registry.swim.handle(said(Dead("n2", 7, 0, "n9")), at(2))
     row = registry.row("n2", 3)
     assert (row.gossip, row.etcd, row.in_ring, row.routable) == ("dead", "registered", True, False)
-    assert row.reason == "gossip says dead, etcd still holds its lease; leaves the ring when that ends"
+    assert (
+        row.reason
+        == "gossip says dead, etcd still holds its lease; leaves the ring when its eviction commits or the lease ends"
+    )
 
 
 def test_whom_gossip_knows_and_etcd_does_not_owns_nothing():

@@ -41,6 +41,15 @@ from zephyr.ring.ring import ring_digest
 
 MASS_LOSS_MIN = 2
 """One registration that vanishes is a lapsed lease, however small the ring."""
+EVICT_TURN_S = 0.5
+EVICT_TURN_MAX_S = 5.0
+"""How much later each further member proposes an eviction, by the order of ids."""
+ROLL_CALL_S = 1.0
+"""How often a node that was evicted asks everybody whether they hear it."""
+ROLL_CALL_LOOK_S = 0.1
+"""How often it looks who answered."""
+EVICT_RETRY_S = 2.0
+"""Between two proposals of one eviction by one member."""
 VANISHED_AFTER_S = 0.001
 """A deadline just after a bound, since what lies on it still counts."""
 
@@ -56,6 +65,13 @@ class Reconciler:
         self.ring_members: dict[NodeId, Member] = {}
         """The owners of data, by id."""
         self._evict_at_s = inf
+        self._proposed_s: dict[NodeId, float] = {}
+        """When this node last proposed whose eviction."""
+        self._unknown_s: dict[NodeId, float] = {}
+        """Registered lives that gossip has not met -> since when."""
+        self._evicted_s: float | None = None
+        """When this node saw that it was evicted; None while it is not."""
+        self._roll_call_s = -inf
         self._settled: dict[NodeId, Member] = {}
         """The ring as it was when no registration had vanished lately."""
         self._vanished_s: dict[NodeId, float] = {}
@@ -74,11 +90,13 @@ class Reconciler:
         if self.etcd is None:
             return self._evict_at_s
         if self._held_since_s is not None:
-            return self._held_since_s + self.settings.hold_max if self._committed() else inf
+            hold_s = self._held_since_s + self.settings.hold_max if self._committed() else inf
+            return min(hold_s, self._evict_at_s)
         # Also when a vanished registration is too old to count, so that a later loss is judged by itself.
         ages_s = (self.settings.expiry_grace, self.settings.lease_ttl + VANISHED_AFTER_S)
         dues_s = (at_s + age_s for at_s in self._vanished_s.values() for age_s in ages_s)
-        return min((due_s for due_s in dues_s if due_s > self._reconciled_s), default=inf)
+        vanished_s = min((due_s for due_s in dues_s if due_s > self._reconciled_s), default=inf)
+        return min(vanished_s, self._evict_at_s)
 
     def reconcile(self, connected: dict[NodeId, bool], now: Instant) -> tuple[ClusterView, list[Effect]]:
         """Compute the view. `connected`: members to which a connection is known to stand (or known not to)."""
@@ -86,6 +104,8 @@ class Reconciler:
         self._reconciled_s = now.monotonic_s
         if self.etcd is not None:
             notes += self._reconcile_etcd(self.etcd, now)
+            notes += self._propose_evictions(self.etcd, connected, now)
+            notes += self._allow_registration(self.etcd, now)
         else:
             self._reconcile_gossip(now)
         authority = self._lead()
@@ -142,6 +162,72 @@ class Reconciler:
             self._settled = dict(self.ring_members)
         return notes
 
+    def _propose_evictions(self, etcd: EtcdMembership, connected: dict[NodeId, bool], now: Instant) -> list[Effect]:
+        """Ask etcd to drop who is gone for long enough, if this node hears more than half of the registered.
+
+        The lowest id goes first, the others a moment later each: a second proposal is refused, and costs little.
+        """
+        self._evict_at_s = inf
+        self._meet(etcd, now)
+        heard = sorted(filter(self._is_heard, etcd.registrations))
+        if not etcd.reachable or 2 * len(heard) <= len(etcd.registrations) or self.settings.id not in heard:
+            return []
+        turn_s = min(heard.index(self.settings.id) * EVICT_TURN_S, EVICT_TURN_MAX_S)
+        effects: list[Effect] = []
+        for node_id, registration in sorted(etcd.registrations.items()):
+            gone_s, why = self._gone_since(node_id, connected)
+            due_s = max(gone_s + turn_s, self._proposed_s.get(node_id, -inf) + EVICT_RETRY_S)
+            if now.monotonic_s >= due_s:
+                self._proposed_s[node_id] = now.monotonic_s
+                due_s = now.monotonic_s + EVICT_RETRY_S
+                effects += etcd.evict(registration, f"gossip says {why}", now)
+            self._evict_at_s = min(self._evict_at_s, due_s)
+        self._proposed_s = {item: at_s for item, at_s in self._proposed_s.items() if item in etcd.registrations}
+        return effects
+
+    def _meet(self, etcd: EtcdMembership, now: Instant) -> None:
+        """Note since when a registered life is one that gossip has not met."""
+        unknown = [
+            node_id
+            for node_id, registration in etcd.registrations.items()
+            if node_id != self.settings.id and self._is_unknown(node_id, registration.member.epoch)
+        ]
+        self._unknown_s = {node_id: self._unknown_s.get(node_id, now.monotonic_s) for node_id in unknown}
+
+    def _is_unknown(self, node_id: NodeId, epoch: int) -> bool:
+        record = self.swim.table.members.get(node_id)
+        return record is None or (record.live_index < 0 and record.member.epoch < epoch)
+
+    def _gone_since(self, node_id: NodeId, connected: dict[NodeId, bool]) -> tuple[float, str]:
+        """Return from when on a registered member may be evicted, and as what; infinity for who is not gone."""
+        if node_id in self._unknown_s:
+            is_silent = not connected.get(node_id)
+            return (self._unknown_s[node_id] + self.settings.unknown_timeout if is_silent else inf), "unknown"
+        record = self.swim.table.members.get(node_id)
+        if record is None or not self._is_gone(node_id):
+            return inf, ""
+        return record.since_s + (self.settings.evict_after if record.state == "dead" else 0.0), record.state
+
+    def _allow_registration(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
+        """Who was evicted registers again once it has heard most of the registered since.
+
+        What it believes of them from before counts for nothing: they had not heard it for seconds.
+        """
+        if etcd.departed.get(self.settings.id) != "evicted":
+            self._evicted_s = None
+            return etcd.allow_registration(allowed=True, now=now)
+        effects: list[Effect] = []
+        if self._evicted_s is None or now.monotonic_s >= self._roll_call_s:
+            self._evicted_s = now.monotonic_s if self._evicted_s is None else self._evicted_s
+            self._roll_call_s = now.monotonic_s + ROLL_CALL_S
+            effects += self.swim.call_roll(now)
+        evicted_s = self._evicted_s
+        members = self.swim.table.members
+        heard = [item for item in etcd.registrations if item in members and members[item].heard_s > evicted_s]
+        hears_most = 2 * len(heard) > len(etcd.registrations) or not etcd.registrations
+        self._evict_at_s = min(self._evict_at_s, inf if hears_most else now.monotonic_s + ROLL_CALL_LOOK_S)
+        return effects + etcd.allow_registration(allowed=hears_most, now=now)
+
     def _watch_vanished(self, etcd: EtcdMembership, committed: dict[NodeId, Member], now: Instant) -> None:
         """Keep track of owners whose registration went with neither a leave nor an eviction to explain it."""
         since_s = now.monotonic_s
@@ -197,7 +283,8 @@ class Reconciler:
         if self._held_since_s is not None:
             return "held"
         if self.etcd.reachable:
-            return "etcd"
+            heard = sum(map(self._is_heard, self.etcd.registrations))
+            return "both" if 2 * heard > len(self.etcd.registrations) else "etcd"
         return "held" if self.ring_members else "none"
 
     def _view(self, connected: dict[NodeId, bool], now: Instant) -> ClusterView:
@@ -270,7 +357,8 @@ class Reconciler:
         if not in_ring:
             return "held", f"registered, and joins the ring when the held one is released{tail}"
         if gone:
-            return "gossip-first", f"gossip says {gossip}, etcd still holds its lease; leaves the ring when that ends"
+            ending = "leaves the ring when its eviction commits or the lease ends"
+            return "gossip-first", f"gossip says {gossip}, etcd still holds its lease; {ending}"
         if gossip == "suspect":
             return "gossip-first", f"gossip suspects it, etcd holds its lease{tail}"
         if not routable:

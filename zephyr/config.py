@@ -136,6 +136,12 @@ class Settings:
     lease_ttl: float = _setting(
         10.0, "duration", "A node silent for this long leaves the ring. Whole seconds, as etcd counts.", low=2, high=300
     )
+    evict_after: float = _setting(
+        5.0, "duration", "A member that is dead for this long is proposed for eviction from etcd.", low=0, high=3600
+    )
+    unknown_timeout: float = _setting(
+        30.0, "duration", "A registered member that gossip has not met for this long counts as dead.", low=1, high=3600
+    )
     expiry_grace: float = _setting(
         3.0,
         "duration",

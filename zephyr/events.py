@@ -295,7 +295,25 @@ class TransactKey:
     expected_mod_revision: int
 
 
-EtcdEffect: TypeAlias = ReadSnapshot | CheckKeys | WatchKeys | GrantLease | KeepLeaseAlive | RevokeLease | TransactKey
+@dataclass(frozen=True, slots=True)
+class EvictMember:
+    """Delete the registration `key` and put `mark_key` in one transaction -> EtcdTransactionDone.
+
+    Refused unless the registration's mod_revision is still `expected_mod_revision`, so that a new life is not hit.
+    """
+
+    tag: str
+    key: bytes
+    expected_mod_revision: int
+    mark_key: bytes
+    mark: bytes
+    lease_id: int
+    """Of the mark: the proposer's own."""
+
+
+EtcdEffect: TypeAlias = (
+    ReadSnapshot | CheckKeys | WatchKeys | GrantLease | KeepLeaseAlive | RevokeLease | TransactKey | EvictMember
+)
 
 # --- effects: peers ---------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from zephyr.events import (
     CompleteRequest,
     Effect,
     Event,
+    EvictMember,
     GrantLease,
     IdentityProbed,
     KeepLeaseAlive,
@@ -306,7 +307,16 @@ class Runtime:
         }
         table |= dict.fromkeys((SendDatagram, OpenStream, ReplyStream, ResolveSeeds), self.gossip.execute)
         if self.etcd is not None:
-            for kind in (ReadSnapshot, CheckKeys, WatchKeys, GrantLease, KeepLeaseAlive, RevokeLease, TransactKey):
+            for kind in (
+                ReadSnapshot,
+                CheckKeys,
+                WatchKeys,
+                GrantLease,
+                KeepLeaseAlive,
+                RevokeLease,
+                TransactKey,
+                EvictMember,
+            ):
                 table[kind] = self.etcd.execute
         return table
 

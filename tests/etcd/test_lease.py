@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
-from zephyr.etcd.registration import ClusterSettings, Keyspace, decode_registration, encode_registration
+from zephyr.etcd.registration import (
+    ClusterSettings,
+    EvictionMark,
+    Keyspace,
+    decode_registration,
+    encode_registration,
+)
 from zephyr.events import (
     CheckKeys,
     EtcdCallFailed,
@@ -268,9 +274,17 @@ def test_a_leave_that_etcd_cannot_hear_ends_by_itself():
     assert machine.left
 
 
+def test_a_mark_explains_the_end_of_the_life_it_names_and_of_no_later_one():
+    machine = Fixture().registered(registration("n4"))
+    mark = EvictionMark("n2", 699, "dead").encode()
+    machine.on_watched(EtcdWatched(1, 12, (KeyChange(KEYS.eviction("n4"), mark, 12, 0),)), at(1))
+    machine.on_watched(EtcdWatched(1, 13, (KeyChange(KEYS.member("n4"), None, 13, 0),)), at(1))
+    assert machine.departed == {"n4": "expired"}
+
+
 def test_a_departure_is_told_apart_by_what_came_before():
     machine = Fixture().registered(registration("n2"), registration("n3", state="leaving"), registration("n4"))
-    mark = KeyChange(KEYS.prefix + b"evictions/n4", b"{}", 12, 0)
+    mark = KeyChange(KEYS.eviction("n4"), EvictionMark("n2", 700, "dead").encode(), 12, 0)
     gone = [KeyChange(KEYS.member(name), None, 12, 0) for name in ("n2", "n3", "n4")]
     machine.on_watched(EtcdWatched(1, 12, (*gone, mark)), at(1))
     assert machine.departed == {"n2": "expired", "n3": "left", "n4": "evicted"}

@@ -8,7 +8,8 @@ import pytest
 
 from chaos.simulate import FAULTS_S, SETTINGS, RandomRun, log_digest, run_seed
 from chaos.simulator import Simulation
-from zephyr.events import LeaveRequested
+from zephyr.etcd.registration import EvictionMark
+from zephyr.events import EvictMember, LeaveRequested
 from zephyr.model import Outcome, ReadRequest, WriteRequest
 
 IDS = ["n1", "n2", "n3", "n4", "n5"]
@@ -54,14 +55,64 @@ def test_what_is_written_through_any_node_is_read_through_every_node(replicas):
             assert outcome(simulation, reader, ReadRequest(key)).record.endswith(writer.encode())
 
 
-def test_a_killed_node_leaves_every_ring_when_its_lease_ends_and_not_before():
-    simulation = cluster()
+def test_a_killed_node_leaves_every_ring_when_a_majority_has_evicted_it():
+    simulation = cluster(evict_after=4.0)
     killed_s = simulation.now_s
     simulation.crash("n2")
+    simulation.run_until(killed_s + 4.0)
+    assert owners(simulation, "n1") == IDS
+    assert not simulation.nodes["n1"].node.view.members[1].routable
+    simulation.run_until(killed_s + 4.0 + 1.5)
+    assert_equal_rings(simulation, ["n1", "n3", "n4", "n5"])
+
+
+def test_without_a_majority_a_killed_node_leaves_when_its_lease_ends_and_not_before():
+    simulation = cluster(evict_after=1.0)
+    killed_s = simulation.now_s
+    for node_id in ("n2", "n3", "n4"):
+        simulation.crash(node_id)
     simulation.run_until(killed_s + SETTINGS.lease_ttl * 2 / 3 - 0.5)
     assert owners(simulation, "n1") == IDS
-    simulation.run_until(killed_s + SETTINGS.lease_ttl + 2)
-    assert_equal_rings(simulation, ["n1", "n3", "n4", "n5"])
+    simulation.run_until(killed_s + SETTINGS.lease_ttl + 4)
+    assert_equal_rings(simulation, ["n1", "n5"])
+
+
+def split(simulation: Simulation, minority: list[str]) -> None:
+    for one in minority:
+        for other in IDS:
+            if other not in minority:
+                simulation.cuts[one, other] = simulation.cuts[other, one] = True
+
+
+def test_a_split_with_etcd_on_both_sides_is_no_duel_of_evictions():
+    simulation = cluster(evict_after=2.0)
+    before = simulation.nodes["n1"].node.ring_change_count
+    split(simulation, ["n4", "n5"])
+    simulation.run_until(simulation.now_s + 40)
+    assert_equal_rings(simulation, ["n1", "n2", "n3"])
+    simulation.cuts.clear()
+    simulation.run_until(simulation.now_s + 30)
+    assert_equal_rings(simulation, IDS)
+    assert simulation.nodes["n1"].node.ring_change_count - before <= 4, "each leaves once and returns once"
+
+
+def test_a_node_evicted_by_mistake_is_back_at_once():
+    simulation = cluster()
+    victim = simulation.nodes["n3"].node
+    keys = victim.etcd.keyspace
+    mark = EvictionMark("n1", victim.member.epoch, "a mistake").encode()
+    proposal = EvictMember(
+        "evict n3",
+        keys.member("n3"),
+        simulation.etcd.pairs[keys.member("n3")].mod_revision,
+        keys.eviction("n3"),
+        mark,
+        simulation.nodes["n1"].node.etcd.lease_id,
+    )
+    simulation.etcd.execute("n1", proposal, 0.0, simulation.now_s, lambda _event: None)
+    simulation.run_until(simulation.now_s + 2)
+    assert sum("note registration-gone n3 evicted" in line for line in simulation.log) == len(IDS)
+    assert_equal_rings(simulation, IDS)
 
 
 def test_with_three_replicas_one_killed_node_fails_no_request():

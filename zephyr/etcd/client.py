@@ -42,6 +42,7 @@ from zephyr.events import (
     EtcdTransactionDone,
     EtcdWatched,
     EtcdWatchEnded,
+    EvictMember,
     GrantLease,
     KeepLeaseAlive,
     KeyChange,
@@ -216,6 +217,8 @@ class EtcdClient:
                 return LeaseRevoked(lease_id)
             case TransactKey():
                 return await self._transact(channel, options, effect)
+            case EvictMember():
+                return await self._evict(channel, options, effect)
             case WatchKeys():
                 raise AssertionError("a watch is no single call")
 
@@ -255,6 +258,19 @@ class EtcdClient:
         put = messages.PutRequest(key=effect.key, value=effect.value, lease=effect.lease_id)
         request = messages.TxnRequest(compare=[unchanged], success=[messages.RequestOp(request_put=put)])
         answer = await stubs.KVStub(channel).Txn(request, **options)
+        return EtcdTransactionDone(effect.tag, answer.succeeded, answer.header.revision)
+
+    async def _evict(self, channel: grpc.aio.Channel, options: dict[str, Any], effect: EvictMember) -> EtcdEvent:
+        unchanged = messages.Compare(
+            key=effect.key,
+            target=messages.Compare.MOD,
+            result=messages.Compare.EQUAL,
+            mod_revision=effect.expected_mod_revision,
+        )
+        put = messages.PutRequest(key=effect.mark_key, value=effect.mark, lease=effect.lease_id)
+        delete = messages.DeleteRangeRequest(key=effect.key)
+        done = [messages.RequestOp(request_put=put), messages.RequestOp(request_delete_range=delete)]
+        answer = await stubs.KVStub(channel).Txn(messages.TxnRequest(compare=[unchanged], success=done), **options)
         return EtcdTransactionDone(effect.tag, answer.succeeded, answer.header.revision)
 
     def _failure(self, effect: EtcdEffect, endpoint: int, error: grpc.aio.AioRpcError) -> EtcdCallFailed:

@@ -24,7 +24,13 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from zephyr.config import HASH_VERSION, Settings
-from zephyr.etcd.registration import ClusterSettings, Keyspace, decode_registration, encode_registration
+from zephyr.etcd.registration import (
+    ClusterSettings,
+    EvictionMark,
+    Keyspace,
+    decode_registration,
+    encode_registration,
+)
 from zephyr.events import (
     CheckKeys,
     Effect,
@@ -35,6 +41,7 @@ from zephyr.events import (
     EtcdTransactionDone,
     EtcdWatched,
     EtcdWatchEnded,
+    EvictMember,
     GrantLease,
     IdentityProbed,
     KeepLeaseAlive,
@@ -51,6 +58,8 @@ from zephyr.events import (
 )
 from zephyr.model import EtcdStatus, Instant, Member, NodeId, Registration, TimelineEntry
 
+EVICT_TAG = "evict "
+"""Begins the tag of an eviction; the id follows."""
 REASON_AT_START = "not asked yet"
 RETRY_FIRST_S = 0.1
 """First pause after a failed call; doubles up to `RETRY_MAX_S`."""
@@ -103,8 +112,8 @@ class EtcdMembership:
         """This node's current life. A new epoch each time it registers anew."""
         self.registrations: dict[NodeId, Registration] = {}
         """The last word of etcd, kept while etcd is silent."""
-        self.evicted: dict[NodeId, bytes] = {}
-        """Eviction marks: id -> JSON."""
+        self.evicted: dict[NodeId, EvictionMark] = {}
+        """Marks of evictions, by the id of who was evicted."""
         self.departed: dict[NodeId, str] = {}
         """How members that are gone went: `left`, `evicted` or `expired`. Bounded with `registrations`' ids."""
         self.cluster_settings: ClusterSettings | None = None
@@ -127,6 +136,7 @@ class EtcdMembership:
         self._leaving = False
         self._leave_deadline_s = inf
         self._epoch_used = False
+        self._registration_allowed = True
         self._register_pause_until_s = -inf
         self._epoch_highest = member.epoch
         self._former_epochs: deque[int] = deque(maxlen=FORMER_EPOCHS_MAX)
@@ -192,6 +202,32 @@ class EtcdMembership:
         self.member = replace(self.member, epoch=epoch)
         self._epoch_highest, self._epoch_used = max(self._epoch_highest, epoch), False
         self.change_count += 1
+        return self._plan(now)
+
+    def evict(self, registration: Registration, reason: str, now: Instant) -> list[Effect]:
+        """Propose that a registration be deleted: etcd decides, and the watch tells everybody."""
+        if not self.lease_id:
+            return []
+        member = registration.member
+        mark = EvictionMark(self.member.id, member.epoch, reason)
+        note = self._note(now, "eviction-proposed", member.id, reason)
+        return [
+            note,
+            EvictMember(
+                f"{EVICT_TAG}{member.id}",
+                self.keyspace.member(member.id),
+                registration.mod_revision,
+                self.keyspace.eviction(member.id),
+                mark.encode(),
+                self.lease_id,
+            ),
+        ]
+
+    def allow_registration(self, *, allowed: bool, now: Instant) -> list[Effect]:
+        """Say whether this node may register when it is not: who was evicted waits until it hears the others."""
+        if self._registration_allowed == allowed:
+            return []
+        self._registration_allowed = allowed
         return self._plan(now)
 
     def request_check(self, now: Instant) -> None:
@@ -297,6 +333,8 @@ class EtcdMembership:
     def on_transacted(self, event: EtcdTransactionDone, now: Instant) -> list[Effect]:
         """A put of ours was decided."""
         notes = self._reached(now)
+        if event.tag.startswith(EVICT_TAG):  # Refused: another was quicker, or a new life stands there. Both are well.
+            return [*notes, *self._plan(now)]
         duty = self._publish_settings if event.tag == "settings" else self._register
         if event.succeeded:
             duty.succeed()
@@ -417,7 +455,7 @@ class EtcdMembership:
         if not self.lease_id:
             self._register.cancel()
             self._grant.want(at_s)
-        elif self.registered:
+        elif self.registered or not self._registration_allowed:
             self._register.cancel()
         elif self._occupied():
             self._register.cancel()
@@ -504,8 +542,8 @@ class EtcdMembership:
                 return self._publish_settings
             case TransactKey():
                 return self._register
-            case WatchKeys():
-                return None  # A watch ends, it does not fail.
+            case WatchKeys() | EvictMember():
+                return None  # A watch ends, it does not fail; an eviction is proposed again by who still wants it.
 
     def _doubt_lease(self, now: Instant) -> None:
         """Ask at once whether the lease still lives."""
@@ -548,12 +586,14 @@ class EtcdMembership:
             if kind == "members":
                 return self._take_member(name, pair, now)
             if kind == "evictions":
-                self.evicted[name] = pair.value
+                self.evicted[name] = EvictionMark.decode(pair.value)
             elif kind == "settings":
                 self.cluster_settings = ClusterSettings.decode(pair.value)
         except (ValueError, RecursionError) as error:
             if kind == "members":
                 self._forget(name)
+            elif kind == "evictions":
+                self.evicted.pop(name, None)
             return [self._note(now, "unusable-key", name[:64], f"{pair.key[:200]!r}: {error}")]
         return []
 
@@ -579,12 +619,16 @@ class EtcdMembership:
         elif kind == "members" and name in self.registrations:
             manner = self._depart(self.registrations[name].member)
             self._forget(name)
+            if name == self.member.id and manner == "evicted":
+                self._registration_allowed = False  # Until the reconciler finds that most of the others hear this node.
             return [self._note(now, "registration-gone", name, manner)]
         return []
 
     def _depart(self, member: Member) -> str:
         """Tell how a member went: a leave is announced first, an eviction has its mark, a lease just ends."""
-        manner = "left" if member.state == "leaving" else "evicted" if member.id in self.evicted else "expired"
+        mark = self.evicted.get(member.id)
+        is_evicted = mark is not None and mark.epoch == member.epoch
+        manner = "left" if member.state == "leaving" else "evicted" if is_evicted else "expired"
         while len(self.departed) >= 1024:  # Bounded: the oldest departures are of no interest to anyone.
             del self.departed[next(iter(self.departed))]
         self.departed[member.id] = manner

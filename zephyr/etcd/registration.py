@@ -36,6 +36,10 @@ class Keyspace:
         """Return the key of a registration."""
         return self.prefix + b"members/" + node_id.encode()
 
+    def eviction(self, node_id: NodeId) -> bytes:
+        """Return the key of an eviction's mark."""
+        return self.prefix + b"evictions/" + node_id.encode()
+
     def kind(self, key: bytes) -> tuple[str, str]:
         """Return ("members" or "evictions", id), ("settings", ""), or ("", "") for a key that is not ours."""
         if key == self.settings:
@@ -87,6 +91,31 @@ def decode_registration(node_id: str, value: bytes) -> Member:
     epoch, weight = _number(fields, "epoch", int, 0, 1 << 62), _number(fields, "weight", float, 0.1, 10)
     low, high = _protocol_range(fields.get("protocol", [1, 1]))
     return Member(node_id, fields["http"], fields["gossip"], fields["peer"], epoch, weight, zone, state, (low, high))
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionMark:
+    """Why a registration was deleted by another member: it explains the end of one life, and of no later one."""
+
+    by: NodeId
+    epoch: int
+    """Boot epoch of the life that was evicted."""
+    reason: str
+
+    def encode(self) -> bytes:
+        """Write as the JSON value of the mark's key."""
+        return json.dumps({"by": self.by, "epoch": self.epoch, "reason": self.reason}).encode()
+
+    @staticmethod
+    def decode(value: bytes) -> EvictionMark:
+        """Read a mark. Raises ValueError."""
+        fields = json.loads(value[:VALUE_BYTES_MAX])
+        if not isinstance(fields, dict):
+            raise ValueError("not a JSON object")  # noqa: TRY004
+        by, reason = fields.get("by"), fields.get("reason")
+        if not isinstance(by, str) or not isinstance(reason, str):
+            raise ValueError("an eviction's mark names who and why")  # noqa: TRY004
+        return EvictionMark(by, _number(fields, "epoch", int, 0, 1 << 62), reason)
 
 
 def _number(fields: dict[str, Any], name: str, kind: type[int | float], low: float, high: float) -> Any:

@@ -298,6 +298,13 @@ class Swim:
             return member.id != self.member.id
         return record.live_index < 0 and record.member.epoch < member.epoch
 
+    def call_roll(self, _now: Instant) -> list[Effect]:
+        """Ping everybody at once, up to `NEWS_REACH`: somebody wants to know who is heard right now."""
+        for record in self.table.some(NEWS_REACH):
+            self._sequence += 1
+            self._send(record.member.gossip, self._ping(record, self._sequence))
+        return self._flush()
+
     def leave(self, now: Instant) -> list[Effect]:
         """Say goodbye: final at once, for everyone who hears it."""
         if not self._leaving:
@@ -580,6 +587,7 @@ class Swim:
         packet, source = event.packet, event.source
         record = self.table.members.get(packet.sender)
         if record is not None and record.member.epoch == packet.epoch:
+            record.heard_s = now.monotonic_s
             self._phi_of(record).heard(now.monotonic_s - self._paused_s)
             if record.exit_sequence:
                 record.clear_exit()

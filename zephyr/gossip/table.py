@@ -36,6 +36,7 @@ class Record:
         "exit_observers",
         "exit_rest_s",
         "exit_sequence",
+        "heard_s",
         "incarnation",
         "is_refused",
         "is_silent",
@@ -64,6 +65,8 @@ class Record:
         """TCP answered where UDP did not."""
         self.alive_message: bytes | None = None
         """Its encoded `Alive`, or None when it changed."""
+        self.heard_s = -inf
+        """Monotonic seconds of the last packet that came from that life itself."""
         self.exit_rest_s = -inf
         """Monotonic seconds until which refusals count for nothing."""
         self.clear_exit()
