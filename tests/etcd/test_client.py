@@ -146,8 +146,12 @@ async def test_after_a_kill_calls_fail_with_a_reason_and_work_again_soon_after_t
     await dialogue.ask(ReadSnapshot(), EtcdSnapshotRead)
     await etcd.kill()
     assert (await dialogue.next(EtcdWatchEnded)).watch_id == 1
-    failed = await dialogue.ask(ReadSnapshot(), EtcdCallFailed)
-    assert failed.reason == f"{etcd.endpoint}: connection refused"
+    # The end of the watch may come before gRPC is done with the connection: the next call can still be put on that.
+    closed, refused = f"{etcd.endpoint}: connection closed", f"{etcd.endpoint}: connection refused"
+    async with asyncio.timeout(5):
+        while (failed := await dialogue.ask(ReadSnapshot(), EtcdCallFailed)).reason != refused:
+            assert failed.reason == closed
+            assert not failed.definite
     assert not failed.definite
     await etcd.start()
     assert await dialogue.until_answered() < 5

@@ -75,6 +75,8 @@ RETRY_PAUSE_MAX_S = 0.05
 WATCH_METADATA = (("hasleader", "true"),)
 """A member of etcd that lost its leader ends the stream instead of keeping it silent."""
 
+_CLOSED = ("Socket closed", "Connection reset", "Broken pipe", "GOAWAY")
+"""How gRPC says that the connection ended under a call; which one is chance."""
 _IDEMPOTENT = (ReadSnapshot, CheckKeys, KeepLeaseAlive, RevokeLease)
 _ELSEWHERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _UNCERTAIN = (*_ELSEWHERE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
@@ -331,6 +333,8 @@ def _reason(endpoint: str, error: grpc.aio.AioRpcError) -> str:
         return f"{endpoint}: no answer in time"
     if "Connection refused" in details:
         return f"{endpoint}: connection refused"
+    if any(word in details for word in _CLOSED):
+        return f"{endpoint}: connection closed"
     if code is grpc.StatusCode.UNAVAILABLE:
         tail = details.rpartition(":")[2].strip() or "unavailable"
         return f"{endpoint}: {tail[:120]}"
