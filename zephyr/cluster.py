@@ -79,6 +79,8 @@ class Reconciler:
         self._held_since_s: float | None = None
         self._held_ids: tuple[NodeId, ...] = ()
         """Whose registrations had vanished when the hold began."""
+        self._released = False
+        """An operator let the present hold go."""
         self._wipe_count = 0
         self._reconciled_s = -inf
         self._authority: Authority = "none"
@@ -184,6 +186,29 @@ class Reconciler:
             self._evict_at_s = min(self._evict_at_s, due_s)
         self._proposed_s = {item: at_s for item, at_s in self._proposed_s.items() if item in etcd.registrations}
         return effects
+
+    def eviction_objection(self, node_id: NodeId) -> str:
+        """Say why an operator's eviction cannot be proposed here; empty: it can."""
+        if self.etcd is None:
+            return "this cluster has no etcd: who is dead leaves by gossip's word"
+        if node_id not in self.etcd.registrations:
+            return f"{node_id} is not registered"
+        if not self.etcd.reachable or not self.etcd.lease_id:
+            return "etcd cannot be reached from here"
+        return ""
+
+    def evict(self, node_id: NodeId, now: Instant) -> list[Effect]:
+        """Propose what an operator asked for. A live member registers anew once it hears a majority."""
+        if self.eviction_objection(node_id) or self.etcd is None:
+            return []
+        return self.etcd.evict(self.etcd.registrations[node_id], "asked for by an operator", now)
+
+    def release(self, now: Instant) -> list[Effect]:
+        """Let a held ring go."""
+        if self._held_since_s is None or not self._committed():
+            return []
+        self._released = True
+        return [_note(now, "hold-released", "", "ring", "by an operator")]
 
     def _meet(self, etcd: EtcdMembership, now: Instant) -> None:
         """Note since when a registered life is one that gossip has not met."""

@@ -30,6 +30,8 @@ from zephyr.events import (
     EtcdWatched,
     EtcdWatchEnded,
     Event,
+    EvictionRequested,
+    HoldReleaseRequested,
     IdentityProbed,
     LeaseGranted,
     LeaseKeptAlive,
@@ -114,6 +116,8 @@ class Node:
             Started: self._on_started,
             TimerFired: lambda _event, now: self.swim.poll(now),
             LeaveRequested: self._on_leave_requested,
+            EvictionRequested: lambda event, now: self.cluster.evict(event.node_id, now),
+            HoldReleaseRequested: lambda _event, now: self.cluster.release(now),
             IdentityProbed: self._on_probed,
             PeerConnected: self._on_peer_connected,
             PeerDisconnected: self._on_peer_disconnected,
@@ -158,6 +162,10 @@ class Node:
             else:
                 missing.append("not in the ring yet")
         return tuple(missing)
+
+    def eviction_objection(self, node_id: NodeId) -> str:
+        """Say why this node cannot propose that a member be evicted; empty: it can."""
+        return self.cluster.eviction_objection(node_id)
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two events; for tests and the simulator."""
