@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from chaos.etcd_model import EtcdModel
 from zephyr.config import Settings
 from zephyr.events import (
+    CONTROL_CALL_ID_MIN,
     CompleteRequest,
     DatagramReceived,
     Effect,
@@ -28,6 +29,8 @@ from zephyr.events import (
     LeaveRequested,
     Note,
     OpenStream,
+    PeerAnswered,
+    PeerCallFailed,
     PeerConnected,
     PeerDisconnected,
     PeerRefused,
@@ -342,9 +345,13 @@ class Simulation:
 
     def _depart(self, caller: SimulatedNode, effect: SendPeer) -> None:
         if effect.node_id not in caller.connected:
-            if not caller.stopped:
-                failed = caller.node.peer_failed(effect.call_id, "no connection", self.instant(), sent=False)
-                self._carry_out(caller, failed)
+            if caller.stopped:
+                return
+            if effect.call_id >= CONTROL_CALL_ID_MIN:
+                self._handle(caller, PeerCallFailed(effect.call_id, "no connection"))
+                return
+            failed = caller.node.peer_failed(effect.call_id, "no connection", self.instant(), sent=False)
+            self._carry_out(caller, failed)
         elif self._passes(caller.node.settings.id, effect.node_id):
             self.at(self.now_s + self._latency_s(), lambda: self._arrive(caller, effect))
 
@@ -354,13 +361,18 @@ class Simulation:
             return
         digest, now = caller.node.view.digest, self.instant()
         reply = target.node.serve_peer(effect.operation, effect.arguments, digest, now)
+        self._arm(target)
         if self._passes(effect.node_id, caller.node.settings.id):
             self.at(self.now_s + self._latency_s(), lambda: self._return(caller, effect.call_id, reply))
 
     def _return(self, caller: SimulatedNode, call_id: int, reply: tuple[int, tuple[object, ...]]) -> None:
-        if not caller.stopped:
-            self._carry_out(caller, caller.node.peer_replied(call_id, *reply, self.instant()))
-            self._arm(caller)
+        if caller.stopped:
+            return
+        if call_id >= CONTROL_CALL_ID_MIN:
+            self._handle(caller, PeerAnswered(call_id, *reply))
+            return
+        self._carry_out(caller, caller.node.peer_replied(call_id, *reply, self.instant()))
+        self._arm(caller)
 
     def _look_after_connections(self, simulated: SimulatedNode) -> None:
         if not simulated.stopped:

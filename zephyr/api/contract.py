@@ -353,14 +353,15 @@ class Contract:
         if outcome.failure is not None:
             return self._failed(outcome.failure, outcome)
         if record is None:
-            return self.problem(NOT_FOUND, "no value is stored under this key", _replicas(outcome))
+            marks = (_UNCONFIRMED,) if outcome.is_unconfirmed else ()
+            return self.problem(NOT_FOUND, "no value is stored under this key", _replicas(outcome), *marks)
         version = record_version(record)
         tag = entity_tag(version)
         expires_unix_ms = record_expires_unix_ms(record)
         freshness = b"max-age=%d" % max(0, (expires_unix_ms - now_unix_ms) // 1000) if expires_unix_ms else b"no-cache"
         # A stamp may run a little ahead of the wall clock, but nothing is modified later than it is served.
         modified_s = min(version_unix_ms(version), now_unix_ms) // 1000
-        validators = (
+        validators: tuple[Header, ...] = (
             (b"ETag", tag),
             (b"Last-Modified", http_date(modified_s)),
             (b"Cache-Control", freshness),
@@ -368,6 +369,8 @@ class Contract:
             self._coordinator,
             _replicas(outcome),
         )
+        if outcome.is_unconfirmed:
+            validators += (_UNCONFIRMED,)
         if if_none_match and matches(if_none_match, tag):
             return Response(304, validators)
         value = record_value(record)
@@ -423,6 +426,7 @@ class Contract:
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 """The first line of each answer."""
 _NOSNIFF: Header = (b"X-Content-Type-Options", b"nosniff")
+_UNCONFIRMED: Header = (b"X-Zephyr-Authority", b"unconfirmed")
 _ONE_OF_ONE: Header = (b"X-Zephyr-Replicas", b"1/1")
 _EMPTY: Header = (b"Content-Length", b"0")
 _RETRY_AFTER: Header = (b"Retry-After", b"%d" % RETRY_AFTER_S)

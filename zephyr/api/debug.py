@@ -43,7 +43,7 @@ def info_page(node: Node, pid: int, started: Instant, now: Instant) -> dict[str,
 def views_page(node: Node, lag_s: float | None, started: Instant, now: Instant) -> dict[str, Any]:
     """What each witness says of each member, and what follows. `lag_s`: the event loop's."""
     view = node.view
-    etcd = view.etcd if node.etcd is None else node.etcd.status()
+    etcd = view.etcd if node.etcd is None else node.etcd.status(now)
     return {
         "node": node.settings.id,
         "cluster": node.settings.cluster,
@@ -142,7 +142,7 @@ def _member(node: Node, row: MemberView, started: Instant, now: Instant) -> dict
         "in_ring": row.in_ring,
         "routable": row.routable,
         "verdict": row.verdict,
-        "reason": row.reason,
+        "reason": row.told(now),
     }
 
 

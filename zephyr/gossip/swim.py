@@ -77,6 +77,8 @@ from zephyr.model import Address, Instant, Member, NodeId, TimelineEntry
 
 HELPERS = 3
 """Members asked to ping on this node's behalf (k of the paper)."""
+ROLL_MAX = 200
+"""Members asked in a roll call: as many as a ring may have."""
 NEWS_REACH = 64
 """Up to this many members, each has a connection to each (`zephyr.peer.tcp`)."""
 GOSSIP_FANOUT = 3
@@ -187,12 +189,13 @@ class Swim:
         self._relays: dict[int, tuple[Address, int, NodeId]] = {}
         """Own sequence -> (asker, the asker's sequence, target)."""
         self._exit_pings: dict[int, NodeId] = {}
+        self._roll: dict[int, tuple[NodeId, float]] = {}
+        """Pings of the last roll call: sequence -> (who was asked, when)."""
         self._streams: dict[int, Callable[[Packet | None, Instant], None]] = {}
         self._gossip_armed = False
         self._lag_doubt_s = -inf
         self._seed_addresses: tuple[Address, ...] = ()
-        self._seed_failures = 0
-        self._resolving = False
+        self._seed_failures, self._resolving = 0, False
         self._introduced: tuple[Member, ...] = ()
         self._introducing = False
         self._conflict_epoch, self._conflict_since_s = 0, -inf
@@ -298,10 +301,12 @@ class Swim:
             return member.id != self.member.id
         return record.live_index < 0 and record.member.epoch < member.epoch
 
-    def call_roll(self, _now: Instant) -> list[Effect]:
-        """Ping everybody at once, up to `NEWS_REACH`: somebody wants to know who is heard right now."""
-        for record in self.table.some(NEWS_REACH):
+    def call_roll(self, now: Instant) -> list[Effect]:
+        """Ping everybody at once, up to `ROLL_MAX`: who is there, and with what ring."""
+        self._roll = {}
+        for record in self.table.some(ROLL_MAX):
             self._sequence += 1
+            self._roll[self._sequence] = (record.member.id, now.monotonic_s)
             self._send(record.member.gossip, self._ping(record, self._sequence))
         return self._flush()
 
@@ -492,10 +497,12 @@ class Swim:
     def _on_tcp_ack(self, probe: Probe, packet: Packet | None, now: Instant) -> None:
         if packet is None or packet.sender != probe.target.member.id or probe.answered:
             return
-        if any(type(message) is Ack and message.sequence == probe.sequence for message in packet.messages):
+        acks = [item for item in packet.messages if type(item) is Ack and item.sequence == probe.sequence]
+        if acks:
             probe.answered = True
+            self._show(probe.target, acks[0], packet, probe.sent_s)
             if not probe.target.is_udp_blocked:
-                probe.target.is_udp_blocked = True
+                self._set_udp_blocked(probe.target, blocked=True)
                 self._note(now, "udp-blocked", packet.sender, "answers by TCP, not by UDP")
 
     def _judge(self, probe: Probe, now: Instant) -> None:
@@ -532,6 +539,10 @@ class Swim:
             self._on_probe_answered(probe, message, packet, now)
         elif message.sequence in self._relays:
             self._pass_on(message, packet)
+        elif message.sequence in self._roll:
+            node_id, sent_s = self._roll.pop(message.sequence)
+            if node_id == packet.sender and node_id in self.table.members:
+                self._show(self.table.members[node_id], message, packet, sent_s)
         elif self._exit_pings.get(message.sequence) == packet.sender:
             self._on_exit_ping_answered(message.sequence, now)
 
@@ -542,8 +553,19 @@ class Swim:
             return
         probe.answered = True
         if is_direct:
-            target.is_udp_blocked = False
+            self._show(target, message, packet, probe.sent_s)
+            if target.is_udp_blocked:
+                self._set_udp_blocked(target, blocked=False)
             self._phi_of(target).answered(max(0.0, now.monotonic_s - probe.sent_s - message.lag_ms / 1000))
+
+    def _show(self, record: Record, message: Ack, packet: Packet, sent_s: float) -> None:
+        """Note which ring a member showed in answer to a question."""
+        if packet.epoch == record.member.epoch and sent_s > record.ring_digest_s:
+            record.ring_digest, record.ring_digest_s = message.ring_digest, sent_s
+
+    def _set_udp_blocked(self, record: Record, *, blocked: bool) -> None:
+        record.is_udp_blocked = blocked
+        self.change_count += 1
 
     def _on_nack(self, message: Nack, packet: Packet, _source: Address, _now: Instant) -> None:
         probe = self._probe

@@ -44,6 +44,8 @@ class Record:
         "live_index",
         "member",
         "phi_estimate",
+        "ring_digest",
+        "ring_digest_s",
         "since_s",
         "state",
         "suspicion",
@@ -67,6 +69,10 @@ class Record:
         """Its encoded `Alive`, or None when it changed."""
         self.heard_s = -inf
         """Monotonic seconds of the last packet that came from that life itself."""
+        self.ring_digest = b""
+        """The ring that it showed last."""
+        self.ring_digest_s = -inf
+        """Monotonic seconds at which the question was sent that it answered with that."""
         self.exit_rest_s = -inf
         """Monotonic seconds until which refusals count for nothing."""
         self.clear_exit()
