@@ -91,6 +91,7 @@ def test_a_hold_ends_by_itself_but_never_with_an_empty_ring():
     assert registry.reconciler.deadline() == float("inf"), "nothing to switch to"
     assert registry.view(100).owners == ("n1", "n2")
     registry.say(member("n2", epoch=9))
+    assert registry.view(50).owners == ("n1", "n2")
     assert registry.reconciler.deadline() == 2 + SETTINGS.hold_max
     assert registry.view(61).owners == ("n1", "n2")
     assert registry.view(62).owners == ("n2",)

@@ -408,6 +408,11 @@ class Reconciler:
     # --- what is shown --------------------------------------------------------------------------------
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the ring is just what etcd has registered: no hold, no grace, nobody removed meanwhile."""
+        return self.lead == "etcd" and not self._vanished_s and not self._removed
+
+    @property
     def voters(self) -> list[NodeId]:
         """The last view: whose majority confirms a ring, and may change one while etcd is silent."""
         if self.lead == "etcd" and self.etcd is not None:

@@ -516,12 +516,11 @@ class EtcdMembership:
         if not self._synced:
             self._snapshot.want(at_s)
             self._check.cancel()
-            self._probe.cancel()
         if self._leaving:
             return self._plan_leave(now)
         if not self._synced:
-            self._register.cancel()
-            self._publish_settings.cancel()
+            for duty in (self._register, self._publish_settings, self._probe):
+                duty.cancel()
             return self.poll(now)
         if self.cluster_settings is None:
             self._publish_settings.want(at_s)
@@ -531,6 +530,8 @@ class EtcdMembership:
         return self.poll(now)
 
     def _plan_registration(self, at_s: float) -> None:
+        if not self._occupied():
+            self._probe.cancel()
         if not self.lease_id:
             self._register.cancel()
             self._grant.want(at_s)
@@ -544,6 +545,7 @@ class EtcdMembership:
 
     def _plan_leave(self, now: Instant) -> list[Effect]:
         own = self.registrations.get(self.member.id)
+        self._probe.cancel()
         if not self.lease_id:
             self.left = True
             return self._plan(now)
