@@ -49,6 +49,8 @@ GOSSIP_LEADS_AFTER_S = 2.0
 """Silence of etcd, for everybody heard, after which gossip leads: an etcd that is restarted changes nothing."""
 ISOLATED_MIN = 3
 """From so many registered on, a node that hears none of the others doubts itself."""
+ISOLATED_AFTER_S = 5.0
+"""Silence of all others, by UDP and TCP, after which it does: each of them asks after somebody every second."""
 VANISHED_AFTER_S = 0.001
 """A deadline just after a bound, since what lies on it still counts."""
 
@@ -93,6 +95,10 @@ class Reconciler:
         self._removed: dict[NodeId, int] = {}
         """Who was removed while gossip led -> boot epoch; kept until etcd has dropped that life too."""
         self._takeover_since_s: float | None = None
+        self.stood_still_s = -inf
+        """Until when this node did not run, while it has not been registered since, for sure. Set by the node."""
+        self.is_isolated = False
+        """etcd is reached, and nobody else."""
         self._authority: Authority = "none"
         self._authority_since_s = 0.0
         self._witness: dict[NodeId, tuple[EtcdWitness, float]] = {}
@@ -117,6 +123,8 @@ class Reconciler:
             self._close_ring(connected, now)
         else:
             self._meet(self.etcd, now)
+            if self.etcd.registered and min(self.etcd.lease_sent_s, self.etcd.verified_sent_s) >= self.stood_still_s:
+                self.stood_still_s = -inf
             effects += self._choose_lead(self.etcd, now)
             self._close_ring(connected, now)
             heard = [item for item in self.etcd.registrations if self._is_heard(item)]
@@ -309,7 +317,7 @@ class Reconciler:
         """Let a held ring go, as soon as anything is registered."""
         if self._held_since_s is None:
             return []
-        self._released = True
+        self._released, self._due_s = True, -inf
         return [_note(now, "hold-released", "", "ring", "by an operator")]
 
     # --- what gossip says -----------------------------------------------------------------------------
@@ -419,13 +427,13 @@ class Reconciler:
             return list(self.etcd.registrations)
         return list(self._base or self._standing)
 
-    @property
-    def is_isolated(self) -> bool:
-        """Whether etcd is reached and nobody of several others is heard: this node is the one that is cut off."""
+    def _find_isolation(self, now: Instant) -> bool:
+        """Whether etcd is reached and nobody of several others gives a sign: this node is the one that is cut off."""
         etcd = self.etcd
         if etcd is None or not etcd.reachable or len(etcd.registrations) < ISOLATED_MIN:
             return False
-        return not any(item != self.settings.id and self._is_heard(item) for item in etcd.registrations)
+        is_met = any(item != self.settings.id and self._is_heard(item) for item in etcd.registrations)
+        return not is_met or not self._before(self.swim.heard_s + ISOLATED_AFTER_S, now)
 
     def _named_authority(self, now: Instant) -> Authority:
         """Name the witness that leads."""
@@ -444,8 +452,10 @@ class Reconciler:
     def _etcd_authority(self, now: Instant) -> Authority:
         etcd = self.etcd
         assert etcd is not None
+        self.is_isolated = False
         if not etcd.reachable:
             return "relayed" if now.monotonic_s < etcd.relayed_until_s else self._authority
+        self.is_isolated = self._find_isolation(now)
         if self.is_isolated:
             return "none"
         heard = [item for item in etcd.registrations if self._is_heard(item)]
@@ -508,6 +518,8 @@ class Reconciler:
         if registration is None:
             # Who left the ring meanwhile does not come back without a commit.
             is_lapsed = self.lead == "etcd" and node_id in self._vanished_s and node_id in self.ring_members
+            if node_id == self.settings.id and self.stood_still_s > -inf:
+                is_lapsed = False  # For how long its registration has been gone, it cannot know.
             grace_s = self._vanished_s[node_id] + self.settings.expiry_grace if is_lapsed else -inf
             return "lapsed" if self._before(grace_s, now) else "absent"
         if registration.member.state == "joining":

@@ -3,12 +3,13 @@
 A node that stood still, or was cut off, may own nothing any more without knowing it. So its view counts while one of
 two says that it is still right:
 
-- its lease: the last acknowledged keep-alive, counted from the moment it was *sent*;
+- its lease, while its registration stands under it: the last acknowledged keep-alive, counted from the moment it was
+  *sent*;
 - a majority of the last view that showed the same ring digest within `confirm_max`, again counted from the question.
 
 A gap of more than half a lease without any event means that this node did not run: whatever was asked before it counts
-for nothing, since the answers may have waited as long. The lease is the cheap way; only while it does not suffice is
-everybody asked for the digest, twice in each `confirm_max`.
+for nothing, since the answers may have waited as long; and etcd has to be compared with anew. The lease is the cheap
+way; only while it does not suffice is everybody asked for the digest, twice in each `confirm_max`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ class Confirmation:
     def __init__(self, settings: Settings, etcd: EtcdMembership | None, swim: Swim, now: Instant) -> None:
         self.until_s = inf if etcd is None else -inf
         """Monotonic seconds until which the view is confirmed."""
-        self.gap_count = 0
-        """How often this node was seen to have stood still."""
         self._settings = settings
         self._etcd = etcd
         self._swim = swim
@@ -44,13 +43,14 @@ class Confirmation:
         """Return the monotonic second at which everybody is to be asked."""
         return self._roll_s
 
-    def observe(self, now: Instant) -> None:
-        """Take note that this node runs; call it with each event, before the event."""
-        if self._etcd is not None and now.monotonic_s > self._event_s + self._gap_max_s:
-            self.gap_count += 1
-            self._floor_s = now.monotonic_s
-            self._etcd.request_keep_alive(now)
-        self._event_s = now.monotonic_s
+    def stood_still(self, now: Instant) -> bool:
+        """Take note that this node runs, and whether it did not; call it with each event, before the event."""
+        gap_s, self._event_s = now.monotonic_s - self._event_s, now.monotonic_s
+        if self._etcd is None or gap_s <= self._gap_max_s:
+            return False
+        self._floor_s = now.monotonic_s
+        self._etcd.verify(now)
+        return True
 
     def update(
         self, voters: Collection[NodeId], owners: Collection[NodeId], digest: bytes, now: Instant
@@ -61,9 +61,8 @@ class Confirmation:
         if self._settings.id not in owners:
             self.until_s, self._roll_s = -inf, inf
             return []
-        etcd, pause_s = self._etcd, self._settings.confirm_max / 2
-        lease_s = etcd.lease_deadline_s if etcd.lease_sent_s >= self._floor_s else None
-        until_s = -inf if lease_s is None else lease_s
+        pause_s = self._settings.confirm_max / 2
+        until_s = self._by_lease(self._etcd)
         effects: list[Effect] = []
         if until_s > now.monotonic_s + pause_s:
             self._roll_s = inf
@@ -74,6 +73,12 @@ class Confirmation:
                 effects = self._swim.call_roll(now)
         self.until_s = min(until_s, now.monotonic_s + self._gap_max_s)
         return effects
+
+    def _by_lease(self, etcd: EtcdMembership) -> float:
+        is_asked_since = min(etcd.lease_sent_s, etcd.verified_sent_s) >= self._floor_s
+        if not is_asked_since or not etcd.registered or etcd.lease_deadline_s is None:
+            return -inf
+        return etcd.lease_deadline_s
 
     def _by_majority(self, voters: Collection[NodeId], digest: bytes, now: Instant) -> float:
         records = self._swim.table.members

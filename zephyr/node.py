@@ -114,6 +114,8 @@ class Node:
         self._witness_changes_seen = (-1, -1)
         self._connections_changed = False
         self._reclaiming: deque[int] = deque()
+        self._must_drop_all = False
+        """The others may have written without this node, so nothing that it keeps may be served."""
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
         self._leave_asked = False
         self._stop_at_s = inf
@@ -211,7 +213,8 @@ class Node:
 
     def handle(self, event: Event, now: Instant) -> list[Effect]:
         """Take in one event; return what must be done, in order."""
-        self.confirmation.observe(now)
+        if self.confirmation.stood_still(now):
+            self.cluster.stood_still_s = now.monotonic_s
         effects = self._handlers[type(event)](event, now)
         if self.etcd is not None and self.relay is not None:
             if self.coordinator.view_doubted:
@@ -224,8 +227,8 @@ class Node:
         effects += self.coordinator.poll(now)
         effects += self._reconcile(now)
         effects += self._build(now)
-        effects += self._confirm(now)
         self._reclaim()
+        effects += self._confirm(now)
         self._expire(now)
         effects += self._stop(now)
         for effect in effects:
@@ -261,7 +264,6 @@ class Node:
         effects = self.swim.handle(event, now)
         if self._connected.get(node_id) is not True:
             self._connected[node_id] = self._connections_changed = True
-            self.coordinator.peer_reachable(node_id, reachable=True)
             effects.append(self._note(now, "peer-connected", node_id, f"epoch {event.member.epoch}"))
         return effects
 
@@ -271,7 +273,6 @@ class Node:
             return effects
         self._connected[event.node_id] = False
         self._connections_changed = True
-        self.coordinator.peer_reachable(event.node_id, reachable=False)
         return [*effects, self._note(now, "peer-disconnected", event.node_id, event.reason)]
 
     def _on_kept_alive(self, event: LeaseKeptAlive, now: Instant) -> list[Effect]:
@@ -289,7 +290,8 @@ class Node:
         """Find out whether this node may take itself for an owner; let requests that waited for that begin."""
         if self.etcd is None:
             return []
-        effects = self.confirmation.update(self.cluster.voters, self.view.owners, self.coordinator.digest, now)
+        owners = () if self._must_drop_all else self.view.owners
+        effects = self.confirmation.update(self.cluster.voters, owners, self.coordinator.digest, now)
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
 
     def _reconcile(self, now: Instant) -> list[Effect]:
@@ -306,6 +308,9 @@ class Node:
         view, notes = self.cluster.reconcile(self._connected, now)
         effects += notes
         effects += self._set_peers(view)
+        self.coordinator.route(view)
+        if self.settings.id not in view.owners and self.settings.id in self.view.owners:
+            self._must_drop_all, self._reclaiming = True, deque(self.store.occupied_slots())
         if view.digest == self.coordinator.digest:
             self._building = self._view_next = None
             return [*effects, *self._publish(view)]
@@ -325,7 +330,6 @@ class Node:
             return []
         self._peers = peers
         self._connected = {peer.id: self._connected[peer.id] for peer in peers if peer.id in self._connected}
-        self.coordinator.forget_peers(self._connected)
         return [SetPeers(peers)]
 
     def _build(self, now: Instant) -> list[Effect]:
@@ -342,7 +346,8 @@ class Node:
         if ring.members != self.ring.members:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
-            self._reclaiming = deque(self.store.occupied_slots())
+            if not self._must_drop_all:
+                self._reclaiming = deque(self.store.occupied_slots())
         self.ring = ring
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
@@ -354,13 +359,17 @@ class Node:
         return [PublishView(view)]
 
     def _reclaim(self) -> None:
-        """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale."""
+        """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale.
+
+        All of them when it was out of the ring, however soon it is back.
+        """
         keys = slots = 0
         while self._reclaiming and keys < SLICE_KEYS and slots < SLICE_SLOTS:
             slot = self._reclaiming.popleft()
-            if self.settings.id not in self.ring.owners(slot):
+            if self._must_drop_all or self.settings.id not in self.ring.owners(slot):
                 keys += self.store.drop_slot(slot)
             slots += 1
+        self._must_drop_all = self._must_drop_all and bool(self._reclaiming)
 
     def _expire(self, now: Instant) -> None:
         """Remove expired entries, a slice at a time."""

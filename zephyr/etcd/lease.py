@@ -133,6 +133,8 @@ class EtcdMembership:
         self.lease_deadline_s: float | None = None
         self.lease_sent_s = -inf
         """Monotonic seconds at which the last acknowledged renewal was sent."""
+        self.verified_sent_s = -inf
+        """Monotonic seconds at which the last question was sent whose answer showed that the picture is complete."""
         self.relayed_until_s = -inf
         """Until then what a peer read from etcd counts as etcd's own word."""
         self.adoption_count = 0
@@ -144,6 +146,7 @@ class EtcdMembership:
         self._synced = False
         self._watch_id = 0
         self._revision_when_sent = 0
+        self._snapshot_sent_s = self._check_sent_s = -inf
         self._leaving = False
         self._leave_deadline_s = inf
         self._epoch_used = False
@@ -291,9 +294,10 @@ class EtcdMembership:
         detail = f"revision {view.revision}, {len(self.registrations)} registered, as a peer knows it"
         return [self._note(now, "view-adopted", "", detail), *stop, *self._plan(now)]
 
-    def relayed(self, until_s: float, now: Instant) -> None:
-        """A peer that reaches etcd vouches for its word until then."""
+    def relayed(self, asked_s: float, until_s: float, now: Instant) -> None:
+        """A peer that reaches etcd, and was asked then, vouches for its word until then."""
         if not self.reachable:
+            self.verified_sent_s = max(self.verified_sent_s, asked_s)
             self.change_count += self.relayed_until_s <= now.monotonic_s
             self.relayed_until_s = max(self.relayed_until_s, until_s)
 
@@ -304,9 +308,10 @@ class EtcdMembership:
         elif sent_s > self.lease_sent_s:
             self.lease_sent_s, self.lease_deadline_s = sent_s, sent_s + ttl_s
 
-    def request_keep_alive(self, now: Instant) -> None:
-        """Renew the lease as soon as can be: this node stood still."""
+    def verify(self, now: Instant) -> None:
+        """Renew the lease and compare with etcd as soon as can be: this node stood still."""
         self._doubt_lease(now)
+        self.request_check(now)
 
     def request_check(self, now: Instant) -> None:
         """Compare with etcd soon: somebody's view differs from ours."""
@@ -336,6 +341,7 @@ class EtcdMembership:
             if node_id not in self.registrations:
                 self._depart(previous[node_id].member)
         self.revision = event.revision
+        self.verified_sent_s = self._snapshot_sent_s
         self.listed = True
         self.change_count += 1
         if wiped:
@@ -382,6 +388,8 @@ class EtcdMembership:
         differs = self.revision <= event.revision and dict(event.keys) != self._keys
         if went_back or differs:
             self._synced = False
+        elif self.revision <= event.revision:
+            self.verified_sent_s = self._check_sent_s
         return [*notes, *self._plan(now)]
 
     def on_granted(self, event: LeaseGranted, now: Instant) -> list[Effect]:
@@ -566,12 +574,12 @@ class EtcdMembership:
             and own.mod_revision != self._silent_occupant_revision
         )
 
-    def _start_snapshot(self, _now: Instant) -> EtcdEffect:
-        self._revision_when_sent = self.revision
+    def _start_snapshot(self, now: Instant) -> EtcdEffect:
+        self._revision_when_sent, self._snapshot_sent_s = self.revision, now.monotonic_s
         return ReadSnapshot()
 
-    def _start_check(self, _now: Instant) -> EtcdEffect:
-        self._revision_when_sent = self.revision
+    def _start_check(self, now: Instant) -> EtcdEffect:
+        self._revision_when_sent, self._check_sent_s = self.revision, now.monotonic_s
         return CheckKeys()
 
     def _start_keep_alive(self, _now: Instant) -> EtcdEffect:

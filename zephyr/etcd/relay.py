@@ -152,7 +152,7 @@ class Relay:
         if view is not None:
             effects = self.etcd.adopt(view, is_current=is_current, now=now)
         if is_current:
-            self.etcd.relayed(now.monotonic_s + CURRENT_S, now)
+            self.etcd.relayed(asked_s, now.monotonic_s + CURRENT_S, now)
         return effects
 
     # --- answering ------------------------------------------------------------------------------------

@@ -124,6 +124,9 @@ EXIT_REST_S = 1.0
 """After a UDP answer, refusals of that member count for nothing for so long: its process lives."""
 EXIT_REFUTE_REST_S = 0.1
 """One refutation answers all who saw this node exit at the same time."""
+LIFE_SETTLED_S = 1.0
+"""A life that is known for so long when a connection ends is the one that it led to: a process that began anew would
+have ended the connection before it was heard of."""
 EXIT_OBSERVERS_MAX = 8
 """Witnesses counted of one exit: two are enough."""
 EXIT_PING_REMEMBERED_S = 5.0
@@ -165,6 +168,8 @@ class Swim:
         self.health = 0
         self.lag_s = 0.0
         """The event loop's last known lag."""
+        self.heard_s = -inf
+        """Monotonic seconds of the last sign of any other member."""
         self.ring_digest = b""
         """Rides on acks; set by the node."""
         self.change_count = 0
@@ -180,8 +185,7 @@ class Swim:
         self._effects: list[Effect] = []
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
         self._serial = 0
-        self._sequence = 0
-        self._started = False
+        self._sequence, self._started = 0, False
         self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
@@ -500,6 +504,7 @@ class Swim:
         acks = [item for item in packet.messages if type(item) is Ack and item.sequence == probe.sequence]
         if acks:
             probe.answered = True
+            self.heard_s = now.monotonic_s
             self._show(probe.target, acks[0], packet, probe.sent_s)
             if not probe.target.is_udp_blocked:
                 self._set_udp_blocked(probe.target, blocked=True)
@@ -609,7 +614,7 @@ class Swim:
         packet, source = event.packet, event.source
         record = self.table.members.get(packet.sender)
         if record is not None and record.member.epoch == packet.epoch:
-            record.heard_s = now.monotonic_s
+            record.heard_s = self.heard_s = now.monotonic_s
             self._phi_of(record).heard(now.monotonic_s - self._paused_s)
             if record.exit_sequence:
                 record.clear_exit()
@@ -638,7 +643,7 @@ class Swim:
         before = record.state
         record.member, record.incarnation, record.alive_message = member, message.incarnation, None
         if is_new_life:
-            record.phi_estimate = None
+            record.phi_estimate, record.life_since_s = None, now.monotonic_s
         record.clear_exit()
         self._set_state(record, "alive", now)
         self._spread(member.id, self._alive(record), now)
@@ -954,11 +959,16 @@ class Swim:
         """Ask by UDP at once: an end alone counts for nothing."""
         record = self.table.members.get(event.node_id)
         if record is not None and not event.is_goodbye:
+            is_settled = now.monotonic_s >= record.life_since_s + LIFE_SETTLED_S
+            record.ended_epoch = record.member.epoch if is_settled else -1
             self._ask_whether_it_exited(record, now)
 
     def _on_peer_refused(self, event: PeerRefused, now: Instant) -> None:
         record = self.table.members.get(event.node_id)
-        if record is None or record.member.epoch != event.epoch or now.monotonic_s < record.exit_rest_s:
+        if record is None or now.monotonic_s < record.exit_rest_s:
+            return
+        # One process may have had several epochs while its connection stood: the last one counts.
+        if record.member.epoch not in (event.epoch, record.ended_epoch):
             return
         record.is_refused = True
         self._ask_whether_it_exited(record, now)

@@ -33,6 +33,7 @@ class Record:
 
     __slots__ = (
         "alive_message",
+        "ended_epoch",
         "exit_observers",
         "exit_rest_s",
         "exit_sequence",
@@ -41,6 +42,7 @@ class Record:
         "is_refused",
         "is_silent",
         "is_udp_blocked",
+        "life_since_s",
         "live_index",
         "member",
         "phi_estimate",
@@ -57,6 +59,8 @@ class Record:
         self.state: GossipState = "alive"
         self.since_s = now_s
         """Monotonic seconds at which `state` took its value."""
+        self.life_since_s = now_s
+        """Monotonic seconds at which this life was first heard of."""
         self.phi_estimate: PhiEstimate | None = None
         """None until it was heard."""
         self.suspicion: Suspicion | None = None
@@ -73,6 +77,8 @@ class Record:
         """The ring that it showed last."""
         self.ring_digest_s = -inf
         """Monotonic seconds at which the question was sent that it answered with that."""
+        self.ended_epoch = -1
+        """Boot epoch of the life that was known when its connection ended without a goodbye."""
         self.exit_rest_s = -inf
         """Monotonic seconds until which refusals count for nothing."""
         self.clear_exit()

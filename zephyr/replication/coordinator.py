@@ -106,6 +106,7 @@ class Coordinator:
         self._calls: dict[int, _Running] = {}
         self._last_id = 0
         self._unreachable: dict[NodeId, bool] = {}
+        self._suspects: dict[NodeId, bool] = {}
         self._deadlines: deque[tuple[float, int]] = deque()
         self._deadlines_own: list[tuple[float, int]] = []
         self._parked: deque[tuple[float, int]] = deque()
@@ -154,16 +155,10 @@ class Coordinator:
                 effects += self._start(running, now)
         return effects
 
-    def peer_reachable(self, node_id: NodeId, *, reachable: bool) -> None:
-        """A connection came up or went down: unreachable owners are asked last."""
-        if reachable:
-            self._unreachable.pop(node_id, None)
-        else:
-            self._unreachable[node_id] = True
-
-    def forget_peers(self, keep: dict[NodeId, bool]) -> None:
-        """Forget the state of members that are gone."""
-        self._unreachable = {node_id: True for node_id in self._unreachable if node_id in keep}
+    def route(self, view: ClusterView) -> None:
+        """Take from a view whom to send to: not at all, or last for reads."""
+        self._unreachable = {row.member.id: True for row in view.members if not row.routable}
+        self._suspects = {row.member.id: True for row in view.members if row.gossip == "suspect"}
 
     # --- clients ------------------------------------------------------------------------------------
 
@@ -267,10 +262,12 @@ class Coordinator:
         return self._send_write(running, running.machine, now)
 
     def _preferred(self, owners: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
-        """Order owners for a read: this node, then those that can be reached, then the rest."""
-        if owners[0] == self._id and not self._unreachable:
+        """Order those owners for a read that can be reached: this node, then the others, suspects last."""
+        unreachable, suspects = self._unreachable, self._suspects
+        if owners[0] == self._id and not unreachable and not suspects:
             return owners
-        return tuple(sorted(owners, key=lambda owner: (owner != self._id, owner in self._unreachable)))
+        reachable = [owner for owner in owners if owner not in unreachable]
+        return tuple(sorted(reachable, key=lambda owner: (owner != self._id, owner in suspects)))
 
     def _ask(self, running: _Running, machine: QuorumRead, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
@@ -302,11 +299,13 @@ class Coordinator:
         outcome = machine.outcome()
         if outcome is not None and outcome.failure is Failure.TOO_LARGE:
             return []
-        return [
-            self._call(running, node_id, Operation.WRITE, (request.key, record))
-            for node_id in targets
-            if node_id != self._id
-        ]
+        effects: list[Effect] = []
+        for node_id in targets:
+            if node_id in self._unreachable:
+                machine.on_failure(f"{node_id} cannot be reached", uncertain=False)
+            elif node_id != self._id:
+                effects.append(self._call(running, node_id, Operation.WRITE, (request.key, record)))
+        return effects
 
     def _write_here(self, running: _Running, machine: QuorumWrite, record: bytes, now: Instant) -> None:
         if now.monotonic_s >= self.confirmed_until_s:
