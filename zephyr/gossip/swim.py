@@ -52,6 +52,7 @@ from zephyr.events import (
     StreamReceived,
     StreamReplied,
 )
+from zephyr.gossip.certificate import Certificates, ExitEvidence, FailedProbe, Verdict
 from zephyr.gossip.messages import (
     Ack,
     Alive,
@@ -140,7 +141,7 @@ CONFLICT_PAUSE_S = 3.0
 class Probe:
     """One round of asking after one member."""
 
-    __slots__ = ("answered", "helpers", "nackers", "sent_s", "sequence", "target")
+    __slots__ = ("answered", "direct_timeout_s", "helpers", "is_tcp_tried", "nackers", "sent_s", "sequence", "target")
 
     def __init__(self, target: Record, sequence: int, sent_s: float) -> None:
         self.target = target
@@ -149,6 +150,8 @@ class Probe:
         self.answered = False
         self.helpers: dict[NodeId, None] = {}
         self.nackers: dict[NodeId, None] = {}
+        self.direct_timeout_s: float | None = None
+        self.is_tcp_tried = False
 
 
 class Swim:
@@ -160,6 +163,8 @@ class Swim:
         self.incarnation = 0
         self.table = Table(rng)
         """The others, dead and left ones included until they are forgotten."""
+        self.certificates = Certificates()
+        """Why who was called dead, for people: nothing here depends on it."""
         self.health = 0
         self.lag_s = 0.0
         """The event loop's last known lag."""
@@ -179,8 +184,7 @@ class Swim:
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
         self._serial = 0
         self._sequence = 0
-        self._started = False
-        self._leaving = False
+        self._started = self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
         self._probe: Probe | None = None
@@ -358,6 +362,7 @@ class Swim:
         assert self.member.id not in self.table.members
         assert 0 <= self.health <= HEALTH_MAX
         assert len(self._relays) <= RELAYS_MAX
+        assert all(self.table.members[node_id].state == "suspect" for node_id in self.certificates.open)
 
     # --- timers and effects -------------------------------------------------------------------------
 
@@ -477,6 +482,7 @@ class Swim:
         """The direct time-out: ask others to try, and try by TCP."""
         if probe.answered or probe is not self._probe or probe.target.live_index < 0:
             return
+        probe.direct_timeout_s = now.monotonic_s - probe.sent_s
         target = probe.target.member
         candidates = [record for record in self.table.some(2 * HELPERS, target.id) if record.state == "alive"]
         running_s = now.monotonic_s - self._paused_s
@@ -487,7 +493,9 @@ class Swim:
             self._send(record.member.gossip, [request])
         left_s = probe.sent_s + self.probe_interval_s - now.monotonic_s
         ping = encode_message(Ping(probe.sequence, target.id))
-        self._open_stream(target.gossip, [ping], left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at))
+        probe.is_tcp_tried = self._open_stream(
+            target.gossip, [ping], left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at)
+        )
 
     def _on_tcp_ack(self, probe: Probe, packet: Packet | None, now: Instant) -> None:
         if packet is None or packet.sender != probe.target.member.id or probe.answered:
@@ -509,6 +517,10 @@ class Swim:
         self._doubt(len(probe.helpers) - len(probe.nackers) if probe.helpers else 1)
         me = self.member.id
         self._on_suspect(Suspect(target.member.id, target.member.epoch, target.incarnation, me), now)
+        sent_unix_ms = now.unix_ms - round((now.monotonic_s - probe.sent_s) * 1000)
+        helpers, nackers = tuple(probe.helpers), tuple(probe.nackers)
+        failed = FailedProbe(sent_unix_ms, probe.direct_timeout_s, helpers, nackers, probe.is_tcp_tried)
+        self.certificates.probe_failed(target.member.id, failed)
 
     def _on_ping(self, message: Ping, packet: Packet, source: Address, _now: Instant) -> None:
         """Answer; who is unknown here gets no more than it sent, since its address may be forged."""
@@ -686,6 +698,11 @@ class Swim:
         expected = confirmations_expected(pace.suspicion_multiplier, self.size) if self._lifeguard else 0
         record.suspicion = suspicion = Suspicion(message.accuser, now.monotonic_s, min_s, expected)
         self._set_state(record, "suspect", now)
+        timeout_s = suspicion.deadline_s - suspicion.started_s
+        self.certificates.suspected(
+            message.id, message.accuser, min_s=min_s, timeout_s=timeout_s, expected=expected, pause_s=self._paused_s,
+            now=now,
+        )  # fmt: skip
         if self._lifeguard:
             for share in QUESTION_SHARES:
                 self._at(now.monotonic_s + share * min_s, self._ask_around, (record, suspicion))
@@ -708,6 +725,7 @@ class Swim:
         assert suspicion is not None
         if suspicion.confirm(message.accuser):
             self._at(suspicion.deadline_s, self._suspicion_due, record)
+            self.certificates.shortened(message.id, message.accuser, suspicion.deadline_s - suspicion.started_s, now)
             self._spread(message.id, encode_message(message), now)
 
     def _suspicion_due(self, record: Record, now: Instant) -> None:
@@ -736,6 +754,7 @@ class Swim:
             self._set_right(record, source)
             return
         record.incarnation = message.incarnation
+        self._certify(record, message.accuser, now)
         accusers = ", ".join(record.suspicion.accusers) if record.suspicion else ""
         self._set_state(record, "dead", now)
         self._spread(message.id, encode_message(message), now, at_once=message.accuser == self.member.id)
@@ -743,6 +762,26 @@ class Swim:
         how = "exit seen" if record.exit_observers else "silent"
         suspected = f", suspected by {accusers}" if accusers else ""
         self._note(now, "member-dead", message.id, f"declared by {message.accuser}; {how}{suspected}")
+
+    def _certify(self, record: Record, accuser: NodeId, now: Instant) -> None:
+        """Keep what led to this verdict, if it is this node's own; else who has that."""
+        suspicion = record.suspicion
+        if accuser != self.member.id or suspicion is None or suspicion.deadline_s > now.monotonic_s:
+            other = self.table.members.get(accuser)
+            self.certificates.heard(record.member, accuser, other.member.http if other else "", now)
+            return
+        exit_s = None if suspicion.exit_deadline_s is None else suspicion.exit_deadline_s - suspicion.started_s
+        self.certificates.certify(
+            record.member,
+            record.incarnation,
+            self.member,
+            timeout_s=suspicion.deadline_s - suspicion.started_s,
+            pause_s=self._paused_s,
+            accusers=tuple(suspicion.accusers),
+            evidence=ExitEvidence(record.is_refused, record.is_silent, record.exit_observers, exit_s),
+            verdict=Verdict(self.phi(record, now), record.rtt_s, self.health, self.lag_s, self.size),
+            now=now,
+        )
 
     def _on_left(self, message: Left, now: Instant) -> None:
         if message.id == self.member.id:
@@ -787,6 +826,7 @@ class Swim:
         self.change_count += 1
         if state != "suspect":
             record.suspicion = None
+            self.certificates.closed(record.member.id)
         if record.state == state:
             return
         record.state = state
@@ -880,12 +920,14 @@ class Swim:
         messages: list[bytes],
         timeout_s: float,
         done: Callable[[Packet | None, Instant], None],
-    ) -> None:
+    ) -> bool:
+        """Begin, and return whether there was room and time for it."""
         if len(self._streams) >= STREAMS_MAX or timeout_s <= 0:
-            return
+            return False
         self._sequence += 1
         self._streams[self._sequence] = done
         self._effects.append(OpenStream(self._sequence, address, tuple(messages), timeout_s))
+        return True
 
     def _on_stream_ended(self, stream_id: int, packet: Packet | None, now: Instant) -> None:
         done = self._streams.pop(stream_id, None)
