@@ -60,7 +60,7 @@ CERTIFICATE = {
     "phi": 1.5, "rtt_ms": 0.3, "local_health": 0, "event_loop_lag_s": 0.0, "members_live": 5,
 }  # fmt: skip
 CURVE_AND_EXIT = [
-    "time to refute: 24 s (n2) -> 11.4 s (n1); at least 4 s, at most 24 s, 2 confirmations expected; ended after 0.25 s",
+    "time to refute: 24 s (n2) -> 11.4 s (n1); at least 4 s, at most 24 s, 2 confirmations expected; over after 0.25 s",
     "exit seen by n2, n1; from n1: refused a connection and silent by UDP; time to refute cut to 0.25 s",
 ]
 RING = {"owners": [{"id": "n1", "share": 0.25, "replica_share": 0.75, "tokens": 1024}], "pending": []}

@@ -185,7 +185,7 @@ def _explanation(document: dict[str, Any]) -> Iterator[str]:
     curve = " -> ".join(f"{step['timeout_s']:g} s ({step['accuser']})" for step in suspicion["timeouts"])
     yield (
         f"time to refute: {curve}; at least {suspicion['min_s']:g} s, at most {suspicion['max_s']:g} s, "
-        f"{suspicion['confirmations_expected']} confirmations expected; ended after {suspicion['timeout_s']:g} s"
+        f"{suspicion['confirmations_expected']} confirmations expected; over after {suspicion['timeout_s']:g} s"
     )
     if suspicion["own_pause_s"]:
         yield f"{document['accuser']} itself did not run for {suspicion['own_pause_s']:g} s of that time"
