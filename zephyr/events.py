@@ -267,9 +267,7 @@ EtcdEvent: TypeAlias = (
     | EtcdTransactionDone
     | EtcdCallFailed
 )
-PeerEvent: TypeAlias = (
-    IdentityProbed | PeerConnected | PeerDisconnected | PeerRefused | PeerAnswered | PeerCallFailed
-)
+PeerEvent: TypeAlias = IdentityProbed | PeerConnected | PeerDisconnected | PeerRefused | PeerAnswered | PeerCallFailed
 OperatorEvent: TypeAlias = EvictionRequested | HoldReleaseRequested
 GossipEvent: TypeAlias = DatagramReceived | StreamReceived | StreamReplied | StreamFailed | SeedsResolved | LoopLagged
 Event: TypeAlias = Started | TimerFired | LeaveRequested | OperatorEvent | EtcdEvent | PeerEvent | GossipEvent
