@@ -163,8 +163,7 @@ class Swim:
         self.incarnation = 0
         self.table = Table(rng)
         """The others, dead and left ones included until they are forgotten."""
-        self.certificates = Certificates()
-        """Why who was called dead, for people: nothing here depends on it."""
+        self.certificates = Certificates()  # For people: nothing here depends on them.
         self.health = 0
         self.lag_s = 0.0
         """The event loop's last known lag."""
@@ -184,7 +183,8 @@ class Swim:
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
         self._serial = 0
         self._sequence = 0
-        self._started = self._leaving = False
+        self._started = False
+        self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
         self._probe: Probe | None = None
@@ -205,8 +205,7 @@ class Swim:
         self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
         self._encoded_self = b""
         self._sync_cache: tuple[int, bytes] = (-1, b"")
-        self._handlers = self._table_of_events()
-        self._on_message = self._table_of_messages()
+        self._handlers, self._on_message = self._table_of_events(), self._table_of_messages()
         self._announce()
 
     def _table_of_events(self) -> dict[type, Callable[[Any, Instant], None]]:
@@ -483,6 +482,7 @@ class Swim:
         if probe.answered or probe is not self._probe or probe.target.live_index < 0:
             return
         probe.direct_timeout_s = now.monotonic_s - probe.sent_s
+        probe.is_tcp_tried = len(self._streams) < STREAMS_MAX
         target = probe.target.member
         candidates = [record for record in self.table.some(2 * HELPERS, target.id) if record.state == "alive"]
         running_s = now.monotonic_s - self._paused_s
@@ -493,9 +493,7 @@ class Swim:
             self._send(record.member.gossip, [request])
         left_s = probe.sent_s + self.probe_interval_s - now.monotonic_s
         ping = encode_message(Ping(probe.sequence, target.id))
-        probe.is_tcp_tried = self._open_stream(
-            target.gossip, [ping], left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at)
-        )
+        self._open_stream(target.gossip, [ping], left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at))
 
     def _on_tcp_ack(self, probe: Probe, packet: Packet | None, now: Instant) -> None:
         if packet is None or packet.sender != probe.target.member.id or probe.answered:
@@ -920,14 +918,12 @@ class Swim:
         messages: list[bytes],
         timeout_s: float,
         done: Callable[[Packet | None, Instant], None],
-    ) -> bool:
-        """Begin, and return whether there was room and time for it."""
+    ) -> None:
         if len(self._streams) >= STREAMS_MAX or timeout_s <= 0:
-            return False
+            return
         self._sequence += 1
         self._streams[self._sequence] = done
         self._effects.append(OpenStream(self._sequence, address, tuple(messages), timeout_s))
-        return True
 
     def _on_stream_ended(self, stream_id: int, packet: Packet | None, now: Instant) -> None:
         done = self._streams.pop(stream_id, None)
