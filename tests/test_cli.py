@@ -476,6 +476,25 @@ def test_what_cannot_be_followed_has_its_exit_code(node, nobody, capfdbinary):
     assert refused(run(capfdbinary, "events", "-f", "--url", f"{nobody},{node.url}"), 4)
 
 
+def test_a_node_that_is_silent_for_too_long_is_gone(monkeypatch, capfdbinary):
+    monkeypatch.setattr("zephyr.cli.client.SILENCE_MAX_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\r\n")
+                connection.recv(1)  # Until the command has given up.
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        line = refused(run(capfdbinary, "events", "-f", "--url", url, "--timeout", "1h"), 2)
+        thread.join()
+    assert "silent for 0.05 s" in line
+
+
 def test_ctrl_c_ends_following_without_a_complaint():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -192,6 +192,7 @@ def _events(url: str, connection: Any, path: str, last_id: int) -> Iterator[tupl
     """Read Server-Sent Events, each of which a node writes as one line of data."""
     import http.client  # noqa: PLC0415
 
+    sock = connection.sock  # The connection forgets it when it sees that the answer ends with it.
     try:
         connection.request("GET", path, headers={"Accept": "text/event-stream", "Last-Event-ID": str(last_id)})
         response = connection.getresponse()
@@ -200,8 +201,7 @@ def _events(url: str, connection: Any, path: str, last_id: int) -> Iterator[tupl
             raise CommandError(_problem(refusal), EXIT_OF_STATUS.get(refusal.status, EXIT_ERROR))
         if response.headers.get_content_type() != "text/event-stream":
             raise CommandError("what answered is no node of a cluster", EXIT_ERROR)
-        if connection.sock is not None:
-            connection.sock.settimeout(SILENCE_MAX_S)
+        sock.settimeout(SILENCE_MAX_S)
         kind = ""
         while (line := response.readline(LINE_BYTES_MAX)).endswith(b"\n"):
             name, _, value = line.decode(errors="replace").rstrip("\n").partition(": ")
@@ -210,7 +210,7 @@ def _events(url: str, connection: Any, path: str, last_id: int) -> Iterator[tupl
             elif name == "data":
                 yield kind, json.loads(value)
     except (OSError, http.client.HTTPException) as error:
-        cause = f"has been silent for {SILENCE_MAX_S:.0f} s" if isinstance(error, TimeoutError) else str(error)
+        cause = f"has been silent for {SILENCE_MAX_S:g} s" if isinstance(error, TimeoutError) else str(error)
         raise CommandError(f"{url}: {cause or type(error).__name__}", EXIT_UNREACHABLE) from None
     except ValueError:
         raise CommandError("what answered is no node of a cluster", EXIT_ERROR) from None

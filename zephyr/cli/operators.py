@@ -110,7 +110,8 @@ def events(*, is_followed: bool, since_s: float | None, urls: list[str], timeout
         if output == "json":
             print_json(document)
         else:
-            print_table(EVENT_COLUMNS, [_event_cells(event) for event in document["events"]])
+            for row in (EVENT_COLUMNS, *map(_event_cells, document["events"])):
+                print_row(row, EVENT_WIDTHS)
         return
     with contextlib.suppress(KeyboardInterrupt):
         _print_events(follow(urls, timeout_s, "/debug/events", last_id=0), since_unix_ms, output)
