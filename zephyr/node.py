@@ -87,6 +87,8 @@ class Node:
         """`member` announces this life: bound addresses, `epoch` = unix ms at start."""
         self.settings = settings
         self.timeline: deque[TimelineEntry] = deque(maxlen=TIMELINE_MAX)
+        self.timeline_first = self.timeline_end = now.unix_ms
+        """Numbers of the first entry there ever was, and of the next one: two lives of one id never share any."""
         self.ring_change_count = 0
         """How often the table of owners changed."""
         self.store = Store(
@@ -234,6 +236,7 @@ class Node:
         for effect in effects:
             if type(effect) is Note:
                 self.timeline.append(effect.entry)
+                self.timeline_end += 1
         return effects
 
     def _on_started(self, _event: Started, now: Instant) -> list[Effect]:

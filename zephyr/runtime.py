@@ -159,7 +159,7 @@ class Runtime:
         await self.gossip.bind()
         stack.push_async_callback(self.gossip.close)
         self.metrics = Metrics()
-        self.api = HttpApi(settings, submit=self.submit, now=now, metrics=self.metrics)
+        self.api = HttpApi(settings, submit=self.submit, dispatch=self.dispatch, now=now, metrics=self.metrics)
         await self.api.bind()
         stack.push_async_callback(self.api.close)
         self.node = Node(settings, self._announcement(), self._rng, now())
@@ -312,7 +312,7 @@ class Runtime:
             CompleteRequest: self._complete,
             SetPeers: lambda effect: self.peers.set_peers(effect.members),
             ProbeIdentity: lambda effect: self.peers.probe(effect.address),
-            PublishView: lambda _effect: None,  # Pages read the view from the node.
+            PublishView: lambda _effect: self.api.happened(),  # Pages read the view from the node.
             Note: self._log,
             Stop: self._end,
             SendNews: self._send_news,
@@ -340,6 +340,7 @@ class Runtime:
     def _log(self, effect: Note) -> None:
         entry = effect.entry
         log.info(entry.kind, source=entry.source, member=entry.member, detail=entry.detail)
+        self.api.happened()
 
     def _end(self, stop: Stop) -> None:
         assert self._stop is not None

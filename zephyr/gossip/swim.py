@@ -52,6 +52,7 @@ from zephyr.events import (
     StreamReceived,
     StreamReplied,
 )
+from zephyr.gossip.certificate import Certificates, ExitEvidence, FailedProbe, Verdict
 from zephyr.gossip.messages import (
     Ack,
     Alive,
@@ -145,7 +146,7 @@ CONFLICT_PAUSE_S = 3.0
 class Probe:
     """One round of asking after one member."""
 
-    __slots__ = ("answered", "helpers", "nackers", "sent_s", "sequence", "target")
+    __slots__ = ("answered", "direct_timeout_s", "helpers", "is_tcp_tried", "nackers", "sent_s", "sequence", "target")
 
     def __init__(self, target: Record, sequence: int, sent_s: float) -> None:
         self.target = target
@@ -154,6 +155,8 @@ class Probe:
         self.answered = False
         self.helpers: dict[NodeId, None] = {}
         self.nackers: dict[NodeId, None] = {}
+        self.direct_timeout_s: float | None = None
+        self.is_tcp_tried = False
 
 
 class Swim:
@@ -165,6 +168,7 @@ class Swim:
         self.incarnation = 0
         self.table = Table(rng)
         """The others, dead and left ones included until they are forgotten."""
+        self.certificates = Certificates()  # For people: nothing here depends on them.
         self.health = 0
         self.lag_s = 0.0
         """The event loop's last known lag."""
@@ -208,8 +212,7 @@ class Swim:
         self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
         self._encoded_self = b""
         self._sync_cache: tuple[int, bytes] = (-1, b"")
-        self._handlers = self._table_of_events()
-        self._on_message = self._table_of_messages()
+        self._handlers, self._on_message = self._table_of_events(), self._table_of_messages()
         self._announce()
 
     def _table_of_events(self) -> dict[type, Callable[[Any, Instant], None]]:
@@ -367,6 +370,7 @@ class Swim:
         assert self.member.id not in self.table.members
         assert 0 <= self.health <= HEALTH_MAX
         assert len(self._relays) <= RELAYS_MAX
+        assert all(self.table.members[node_id].state == "suspect" for node_id in self.certificates.open)
 
     # --- timers and effects -------------------------------------------------------------------------
 
@@ -486,6 +490,8 @@ class Swim:
         """The direct time-out: ask others to try, and try by TCP."""
         if probe.answered or probe is not self._probe or probe.target.live_index < 0:
             return
+        probe.direct_timeout_s = now.monotonic_s - probe.sent_s
+        probe.is_tcp_tried = len(self._streams) < STREAMS_MAX
         target = probe.target.member
         candidates = [record for record in self.table.some(2 * HELPERS, target.id) if record.state == "alive"]
         running_s = now.monotonic_s - self._paused_s
@@ -521,6 +527,10 @@ class Swim:
         self._doubt(len(probe.helpers) - len(probe.nackers) if probe.helpers else 1)
         me = self.member.id
         self._on_suspect(Suspect(target.member.id, target.member.epoch, target.incarnation, me), now)
+        sent_unix_ms = now.unix_ms - round((now.monotonic_s - probe.sent_s) * 1000)
+        helpers, nackers = tuple(probe.helpers), tuple(probe.nackers)
+        failed = FailedProbe(sent_unix_ms, probe.direct_timeout_s, helpers, nackers, probe.is_tcp_tried)
+        self.certificates.probe_failed(target.member.id, failed)
 
     def _on_ping(self, message: Ping, packet: Packet, source: Address, _now: Instant) -> None:
         """Answer; who is unknown here gets no more than it sent, since its address may be forged."""
@@ -713,6 +723,11 @@ class Swim:
         expected = confirmations_expected(pace.suspicion_multiplier, self.size) if self._lifeguard else 0
         record.suspicion = suspicion = Suspicion(message.accuser, now.monotonic_s, min_s, expected)
         self._set_state(record, "suspect", now)
+        timeout_s = suspicion.deadline_s - suspicion.started_s
+        self.certificates.suspected(
+            message.id, message.accuser, min_s=min_s, timeout_s=timeout_s, expected=expected, pause_s=self._paused_s,
+            now=now,
+        )  # fmt: skip
         if self._lifeguard:
             for share in QUESTION_SHARES:
                 self._at(now.monotonic_s + share * min_s, self._ask_around, (record, suspicion))
@@ -735,6 +750,7 @@ class Swim:
         assert suspicion is not None
         if suspicion.confirm(message.accuser):
             self._at(suspicion.deadline_s, self._suspicion_due, record)
+            self.certificates.shortened(message.id, message.accuser, suspicion.deadline_s - suspicion.started_s, now)
             self._spread(message.id, encode_message(message), now)
 
     def _suspicion_due(self, record: Record, now: Instant) -> None:
@@ -763,6 +779,7 @@ class Swim:
             self._set_right(record, source)
             return
         record.incarnation = message.incarnation
+        self._certify(record, message.accuser, now)
         accusers = ", ".join(record.suspicion.accusers) if record.suspicion else ""
         self._set_state(record, "dead", now)
         self._spread(message.id, encode_message(message), now, at_once=message.accuser == self.member.id)
@@ -770,6 +787,26 @@ class Swim:
         how = "exit seen" if record.exit_observers else "silent"
         suspected = f", suspected by {accusers}" if accusers else ""
         self._note(now, "member-dead", message.id, f"declared by {message.accuser}; {how}{suspected}")
+
+    def _certify(self, record: Record, accuser: NodeId, now: Instant) -> None:
+        """Keep what led to this verdict, if it is this node's own; else who has that."""
+        suspicion = record.suspicion
+        if accuser != self.member.id or suspicion is None or suspicion.deadline_s > now.monotonic_s:
+            other = self.table.members.get(accuser)
+            self.certificates.heard(record.member, accuser, other.member.http if other else "", now)
+            return
+        exit_s = None if suspicion.exit_deadline_s is None else suspicion.exit_deadline_s - suspicion.started_s
+        self.certificates.certify(
+            record.member,
+            record.incarnation,
+            self.member,
+            timeout_s=suspicion.deadline_s - suspicion.started_s,
+            pause_s=self._paused_s,
+            accusers=tuple(suspicion.accusers),
+            evidence=ExitEvidence(record.is_refused, record.is_silent, record.exit_observers, exit_s),
+            verdict=Verdict(self.phi(record, now), record.rtt_s, self.health, self.lag_s, self.size),
+            now=now,
+        )
 
     def _on_left(self, message: Left, now: Instant) -> None:
         if message.id == self.member.id:
@@ -814,6 +851,7 @@ class Swim:
         self.change_count += 1
         if state != "suspect":
             record.suspicion = None
+            self.certificates.closed(record.member.id)
         if record.state == state:
             return
         record.state = state
