@@ -51,6 +51,8 @@ ISOLATED_MIN = 3
 """From so many registered on, a node that hears none of the others doubts itself."""
 ISOLATED_AFTER_S = 5.0
 """Silence of all others, by UDP and TCP, after which it does: each of them asks after somebody every second."""
+ISOLATED_LOOK_S = 0.5
+"""How often it then looks whether somebody is heard again."""
 VANISHED_AFTER_S = 0.001
 """A deadline just after a bound, since what lies on it still counts."""
 
@@ -128,7 +130,9 @@ class Reconciler:
             effects += self._choose_lead(self.etcd, now)
             self._close_ring(connected, now)
             heard = [item for item in self.etcd.registrations if self._is_heard(item)]
-            effects += self.evictions.propose(self._gone(self.etcd, connected), heard, now)
+            self.evictions.count(heard, now)
+            gone = self._gone(self.etcd, connected, self.evictions.majority_since_s)
+            effects += self.evictions.propose(gone, heard, now)
             effects += self.evictions.allow_registration(now)
         authority = self._named_authority(now)
         if authority != self._authority:
@@ -377,7 +381,9 @@ class Reconciler:
 
     # --- evictions ------------------------------------------------------------------------------------
 
-    def _gone(self, etcd: EtcdMembership, connected: dict[NodeId, bool]) -> dict[NodeId, tuple[float, str]]:
+    def _gone(
+        self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float
+    ) -> dict[NodeId, tuple[float, str]]:
         """Return who of the registered may be evicted: id -> (from which second on, what gossip says)."""
         gone: dict[NodeId, tuple[float, str]] = {}
         for node_id, registration in sorted(etcd.registrations.items()):
@@ -386,7 +392,8 @@ class Reconciler:
                 gone[node_id] = (self._unknown_s[node_id] + self.settings.unknown_timeout, said)
             elif said in ("dead", "left") and record is not None:
                 is_at_once = said == "left" or self._is_removed(registration.member)
-                gone[node_id] = (record.since_s + (0.0 if is_at_once else self.settings.evict_after), said)
+                dead_s = max(record.since_s, majority_since_s) + self.settings.evict_after
+                gone[node_id] = (record.since_s if is_at_once else dead_s, said)
         gone.pop(self.settings.id, None)
         return gone
 
@@ -433,7 +440,10 @@ class Reconciler:
         if etcd is None or not etcd.reachable or len(etcd.registrations) < ISOLATED_MIN:
             return False
         is_met = any(item != self.settings.id and self._is_heard(item) for item in etcd.registrations)
-        return not is_met or not self._before(self.swim.heard_s + ISOLATED_AFTER_S, now)
+        if is_met and self._before(self.swim.heard_s + ISOLATED_AFTER_S, now):
+            return False
+        self._due_s = min(self._due_s, now.monotonic_s + ISOLATED_LOOK_S)
+        return True
 
     def _named_authority(self, now: Instant) -> Authority:
         """Name the witness that leads."""

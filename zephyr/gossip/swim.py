@@ -189,8 +189,8 @@ class Swim:
         self._effects: list[Effect] = []
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
         self._serial = 0
-        self._sequence, self._started = 0, False
-        self._leaving = False
+        self._sequence = 0
+        self._started = self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
         self._probe: Probe | None = None
@@ -200,12 +200,11 @@ class Swim:
         self._roll: dict[int, tuple[NodeId, float]] = {}
         """Pings of the last roll call: sequence -> (who was asked, when)."""
         self._streams: dict[int, Callable[[Packet | None, Instant], None]] = {}
-        self._gossip_armed = False
+        self._gossip_armed = self._introducing = False
         self._lag_doubt_s = -inf
         self._seed_addresses: tuple[Address, ...] = ()
         self._seed_failures, self._resolving = 0, False
         self._introduced: tuple[Member, ...] = ()
-        self._introducing = False
         self._conflict_epoch, self._conflict_since_s = 0, -inf
         self._exit_refuted_s = self._crowd_sync_s = -inf
         self._user_event_number = 0
