@@ -103,12 +103,14 @@ POLICY = (
     Rule("held", "", True, "", True, True, "held",
          "etcd lost its registration {etcd_age} ago, gossip says {gossip}; the last ring is held until all register "
          "again"),
-    Rule("held", "registered|joining", False, "", False, True, "held",
+    Rule("held", "registered|joining", False, "alive|suspect|unknown", False, True, "held",
          "registered, and joins the ring when the held one is let go"),
     Rule("held", "", False, "alive", False, True, "unregistered",
          "gossip says alive, etcd has no registration; it may coordinate, and owns nothing"),
-    Rule("held", "", False, "", False, False, "agree",
+    Rule("held", "absent|lapsed", False, "", False, False, "agree",
          "gossip says {gossip}, and etcd has no registration"),
+    Rule("held", "", False, "", False, False, "gossip-first",
+         "gossip says {gossip}, etcd has it registered; owns nothing while the last ring is held"),
 
     Rule("gossip", "", True, "alive|suspect|unknown|overdue", True, True, "unconfirmed",
          "gossip says {gossip}, etcd cannot be reached by anyone heard; the last committed ring stands"),
