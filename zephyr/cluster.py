@@ -511,6 +511,7 @@ class Reconciler:
         gossip = self._said(node_id, member)
         rule = self._rule(node_id, member, connected, now)
         verdict, reason = rule.verdict, rule.sentence.replace("{state}", member.state).replace("{gossip}", gossip)
+        reason = reason.replace("{gossip_grace}", f"{self.settings.gossip_evict_after:g} s")
         is_cut = rule.routed and node_id != self.settings.id and not connected.get(node_id, True)
         if is_cut:
             verdict = "unreachable" if verdict == "agree" else verdict
