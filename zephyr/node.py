@@ -60,6 +60,8 @@ from zephyr.gossip.swim import Swim
 from zephyr.model import ClusterView, Instant, Member, NodeId, Outcome, ReadRequest, TimelineEntry, WriteRequest
 from zephyr.peer.wire import Operation
 from zephyr.replication.coordinator import Coordinator, Pending
+from zephyr.replication.level import CALL_ID_MIN as LEVEL_CALL_ID_MIN
+from zephyr.replication.level import Levels
 from zephyr.ring.ring import Ring, RingBuilder, RingMember, build_ring, key_slot
 from zephyr.store.record import HybridLogicalClock
 from zephyr.store.store import Store
@@ -106,10 +108,12 @@ class Node:
         self.confirmation = Confirmation(settings, self.etcd, self.swim, now)
         self.ring: Ring = build_ring((), settings.replicas, settings.virtual_nodes)
         self.clock = HybridLogicalClock(settings.id)
-        self.coordinator = Coordinator(settings, self.ring, self.store, self.clock)
+        self.levels = Levels(settings.id, self.ring, self.store, self.clock)
+        self.coordinator = Coordinator(settings, self.ring, self.store, self.clock, self.levels.is_level)
         self.begin_read = self.coordinator.begin_read
         self.begin_write = self.coordinator.begin_write
         self._connected: dict[NodeId, bool] = {}
+        self._living: dict[NodeId, bool] = {}
         self._peers: tuple[Member, ...] = ()
         self._building: RingBuilder | None = None
         self._view_next: ClusterView | None = None
@@ -133,8 +137,7 @@ class Node:
             PeerConnected: self._on_peer_connected,
             PeerDisconnected: self._on_peer_disconnected,
         }
-        if self.relay is not None:
-            self._handlers |= {PeerAnswered: self.relay.on_answered, PeerCallFailed: self.relay.on_failed}
+        self._handlers |= {PeerAnswered: self._on_peer_answered, PeerCallFailed: self._on_peer_call_failed}
         self._handlers |= dict.fromkeys(
             (DatagramReceived, StreamReceived, StreamReplied, StreamFailed, SeedsResolved, LoopLagged, PeerRefused),
             self.swim.handle,
@@ -178,6 +181,8 @@ class Node:
                 missing.append(f"etcd cannot be reached: {self.view.etcd.reason}; retrying")
         elif self.cluster.is_isolated:
             missing.append("none of the other members can be heard")
+        elif not self.levels.is_done:
+            missing.append(f"not level yet: {self.levels.pending} slots are to be fetched from the others")
         elif self.view.authority == "none" and not is_reached:
             missing.append("etcd cannot be reached, and most of the last ring is not heard")
         return tuple(missing)
@@ -191,6 +196,7 @@ class Node:
         self.coordinator.check_invariants()
         self.swim.check_invariants()
         self.cluster.check_invariants()
+        self.levels.check_invariants()
         if self.view.authority in ("both", "gossip"):
             routed = [row.member.id for row in self.view.members if row.routable and row.gossip in ("dead", "left")]
             assert not routed, f"sent requests, and called dead: {routed}"
@@ -206,6 +212,7 @@ class Node:
             self.cluster.deadline(),
             inf if self.relay is None else self.relay.deadline(),
             self.confirmation.deadline(),
+            self.levels.deadline(),
             self.coordinator.deadline(),
             self._expire_at_s,
             inf if self._stopped else self._stop_at_s,
@@ -230,6 +237,7 @@ class Node:
         effects += self._reconcile(now)
         effects += self._build(now)
         self._reclaim()
+        effects += self._level(now)
         effects += self._confirm(now)
         self._expire(now)
         effects += self._stop(now)
@@ -278,6 +286,16 @@ class Node:
         self._connections_changed = True
         return [*effects, self._note(now, "peer-disconnected", event.node_id, event.reason)]
 
+    def _on_peer_answered(self, event: PeerAnswered, now: Instant) -> list[Effect]:
+        if event.call_id >= LEVEL_CALL_ID_MIN or self.relay is None:
+            return self.levels.on_answered(event, now)
+        return self.relay.on_answered(event, now)
+
+    def _on_peer_call_failed(self, event: PeerCallFailed, now: Instant) -> list[Effect]:
+        if event.call_id >= LEVEL_CALL_ID_MIN or self.relay is None:
+            return self.levels.on_failed(event, now)
+        return self.relay.on_failed(event, now)
+
     def _on_kept_alive(self, event: LeaseKeptAlive, now: Instant) -> list[Effect]:
         """Renewals go to whoever asked for them: this node itself, or a peer."""
         assert self.etcd is not None
@@ -297,6 +315,17 @@ class Node:
         effects = self.confirmation.update(self.cluster.voters, owners, self.coordinator.digest, now)
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
 
+    def _level(self, now: Instant) -> list[Effect]:
+        """Fetch what this node should have as an owner, from the others that own it too."""
+        effects: list[Effect] = []
+        if not self.levels.is_done:
+            effects = self.levels.poll(self._living, now)
+            if self.levels.is_done:
+                text = f"{self.levels.pulled_records} records fetched since the start"
+                effects.append(self._note(now, "level", "", text, source="repair"))
+        self.coordinator.is_all_level = self.levels.is_done
+        return effects
+
     def _reconcile(self, now: Instant) -> list[Effect]:
         """Compute the view anew when a witness said something new or a hold is over."""
         changes = (self.swim.change_count, self.etcd.change_count if self.etcd is not None else 0)
@@ -312,6 +341,7 @@ class Node:
         effects += notes
         effects += self._set_peers(view)
         self.coordinator.route(view)
+        self._living = {row.member.id: True for row in view.members if row.gossip not in ("dead", "left")}
         if self.settings.id not in view.owners and self.settings.id in self.view.owners:
             self._must_drop_all, self._reclaiming = True, deque(self.store.occupied_slots())
         if view.digest == self.coordinator.digest:
@@ -352,6 +382,7 @@ class Node:
             if not self._must_drop_all:
                 self._reclaiming = deque(self.store.occupied_slots())
         self.ring = ring
+        self.levels.ring_changed(ring)
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
     def _publish(self, view: ClusterView) -> list[Effect]:
@@ -372,7 +403,9 @@ class Node:
             if self._must_drop_all or self.settings.id not in self.ring.owners(slot):
                 keys += self.store.drop_slot(slot)
             slots += 1
-        self._must_drop_all = self._must_drop_all and bool(self._reclaiming)
+        if self._must_drop_all and not self._reclaiming:
+            self._must_drop_all = False
+            self.levels.dropped_all()
 
     def _expire(self, now: Instant) -> None:
         """Remove expired entries, a slice at a time."""
@@ -409,6 +442,8 @@ class Node:
         """Answer a peer's request: (status, payload)."""
         if operation == Operation.VIEW and self.relay is not None:
             return self.relay.serve(arguments, now)
+        if operation == Operation.PULL:
+            return self.levels.serve(arguments)
         return self.coordinator.serve(operation, arguments, ring_digest, now)
 
     def peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:

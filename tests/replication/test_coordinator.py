@@ -153,13 +153,13 @@ def test_a_read_answers_with_the_newest_of_its_quorum_and_hides_tombstones():
     coordinator.store.apply(key_slot(b"key"), b"key", record_at(1, b"old"), UNIX_MS + 1000)
     pending = coordinator.begin_read(ReadRequest(b"key"), at(2))
     [call] = sends(pending.effects)
-    outcome = completed(coordinator.replied(call.call_id, Status.OK, (record_at(1.5, b"new"),), at(2.1)))
+    outcome = completed(coordinator.replied(call.call_id, Status.OK, (record_at(1.5, b"new"), True), at(2.1)))
     assert record_value(outcome.record) == b"new"
 
     pending = coordinator.begin_read(ReadRequest(b"key"), at(3))
     [call] = sends(pending.effects)
     tombstone = pack_record(record_version(record_at(1.6)), b"", tombstone=True)
-    assert completed(coordinator.replied(call.call_id, Status.OK, (tombstone,), at(3.1))).record is None
+    assert completed(coordinator.replied(call.call_id, Status.OK, (tombstone, True), at(3.1))).record is None
 
 
 def test_a_failed_replica_is_replaced_by_the_next_one():
@@ -219,7 +219,7 @@ def test_deadlines_of_finished_requests_do_not_pile_up(timeout_s, monkeypatch):
     for _ in range(200):
         pending = coordinator.begin_read(ReadRequest(b"key", timeout_s=timeout_s), at(1))
         [call] = sends(pending.effects)
-        completed(coordinator.replied(call.call_id, Status.OK, (None,), at(1.1)))
+        completed(coordinator.replied(call.call_id, Status.OK, (None, True), at(1.1)))
     assert len(coordinator._deadlines) + len(coordinator._deadlines_own) <= 12
     still_open = coordinator.begin_read(ReadRequest(b"key", timeout_s=timeout_s), at(1))
     [effect] = coordinator.poll(at(coordinator.deadline()))
@@ -252,7 +252,7 @@ def test_not_owner_waits_for_the_ring_and_starts_again_with_the_new_owners():
     else:
         [again] = sends(effects)
         assert again.node_id in ("n2", "n3")
-        assert completed(coordinator.replied(again.call_id, Status.OK, (None,), at(1.1))).failure is None
+        assert completed(coordinator.replied(again.call_id, Status.OK, (None, True), at(1.1))).failure is None
 
 
 def test_a_second_not_owner_ends_the_request():

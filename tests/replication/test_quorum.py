@@ -33,9 +33,9 @@ def test_a_read_asks_another_owner_for_each_that_fails():
     read.targets()
     read.on_failure("n1 is silent")
     assert read.targets() == ("n3",)
-    read.on_record(None)
+    read.on_record("n1", None)
     assert read.outcome() is None
-    read.on_record(record(1))
+    read.on_record("n1", record(1))
     outcome = read.outcome()
     assert outcome.failure is None
     assert outcome.record == record(1)
@@ -47,7 +47,7 @@ def test_a_read_answers_with_the_highest_version_in_whatever_order_it_comes(orde
     read = QuorumRead(OWNERS, 3)
     read.targets()
     for answer in order:
-        read.on_record(answer)
+        read.on_record("n1", answer)
     assert read.outcome().record == record(3)
 
 
@@ -122,7 +122,7 @@ def test_every_read_ends_once_all_asked_have_answered_or_failed(need: int, rng: 
     while pending:
         pending.pop()
         if rng.random() < 0.5:
-            read.on_record(record(rng.randrange(5)))
+            read.on_record("n1", record(rng.randrange(5)))
         else:
             read.on_failure("silent")
         pending += read.targets()

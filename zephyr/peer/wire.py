@@ -78,13 +78,15 @@ class Operation(enum.IntEnum):
     """What a request asks for: (arguments) -> (payload of a reply whose status is OK)."""
 
     READ = 1
-    """(key,) -> (record or None,)."""
+    """(key,) -> (record or None, whether the replica is level for the slot)."""
     WRITE = 2
     """(key, record) -> (applied, existed, newest_version)."""
     NEWS = 3
     """(sealed gossip packet,) -> (). Told, not asked: its call id is TOLD_CALL_ID, and its reply is skipped."""
     VIEW = 4
     """What the peer knows of etcd: see `zephyr.etcd.relay`."""
+    PULL = 5
+    """A page of slots: see `zephyr.replication.level`."""
 
 
 class Status(enum.IntEnum):

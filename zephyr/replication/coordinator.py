@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from math import inf
 from typing import Any, Literal
 
@@ -83,8 +84,19 @@ class _Running:
 class Coordinator:
     """The table of requests in flight, and the data plane's typed entry points."""
 
-    def __init__(self, settings: Settings, ring: Ring, store: Store, clock: HybridLogicalClock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ring: Ring,
+        store: Store,
+        clock: HybridLogicalClock,
+        is_level: Callable[[int], bool] = lambda _slot: True,
+    ) -> None:
+        """`is_level`: whether this node holds all that it should of a slot (`zephyr.replication.level`)."""
         self.settings = settings
+        self._is_level = is_level
+        self.is_all_level = True
+        """Whether that holds for all of its slots; kept by the node."""
         self.store = store
         self.clock = clock
         self.ring = ring
@@ -167,7 +179,8 @@ class Coordinator:
         slot = key_slot(request.key)
         owners = self.ring.owners(slot)
         need = self.settings.quorum(request.quorum or self.settings.read_quorum, len(owners))
-        if need == 1 and self._id in owners and now.monotonic_s < self.confirmed_until_s:
+        is_sure = self.is_all_level and now.monotonic_s < self.confirmed_until_s
+        if need == 1 and is_sure and self._id in owners:
             return Outcome(record=self.store.get(slot, request.key, self.clock.now_unix_ms(now.unix_ms)))
         return self._begin(request, slot, owners, need, now)
 
@@ -277,7 +290,8 @@ class Coordinator:
                     machine.on_failure("this node is not sure to own the key")
                 elif node_id == self._id:
                     unix_ms = self.clock.now_unix_ms(now.unix_ms)
-                    machine.on_record(self.store.peek(running.slot, running.request.key, unix_ms))
+                    record = self.store.peek(running.slot, running.request.key, unix_ms)
+                    machine.on_record(node_id, record, is_level=self._is_level(running.slot))
                 else:
                     effects.append(self._call(running, node_id, Operation.READ, (running.request.key,)))
         return effects
@@ -347,11 +361,11 @@ class Coordinator:
         self, machine: QuorumRead, node_id: NodeId, status: int, payload: tuple[Any, ...], now: Instant
     ) -> None:
         match payload:
-            case (None,) if status == Status.OK:
-                machine.on_record(None)
-            case (bytes(record),) if status == Status.OK and record_is_valid(record):
+            case (None, bool(is_level)) if status == Status.OK:
+                machine.on_record(node_id, None, is_level=is_level)
+            case (bytes(record), bool(is_level)) if status == Status.OK and record_is_valid(record):
                 self.clock.observe(record_version(record), now.unix_ms)
-                machine.on_record(record)
+                machine.on_record(node_id, record, is_level=is_level)
             case (None,) if status == Status.UNCONFIRMED:
                 machine.on_unconfirmed(node_id, None)
             case (bytes(record),) if status == Status.UNCONFIRMED and record_is_valid(record):
@@ -538,7 +552,7 @@ class Coordinator:
             self.unconfirmed_count += 1
             return Status.UNCONFIRMED, (self.store.peek(slot, key, unix_ms),) if operation == Operation.READ else ()
         if operation == Operation.READ and not rest:
-            return Status.OK, (self.store.peek(slot, key, unix_ms),)
+            return Status.OK, (self.store.peek(slot, key, unix_ms), self._is_level(slot))
         if operation == Operation.WRITE:
             return self._serve_write(slot, key, rest, now)
         return Status.BAD_REQUEST, (f"unknown operation {operation}",)

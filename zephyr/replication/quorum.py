@@ -45,10 +45,16 @@ class QuorumRead:
         self.waiting += len(chosen)
         return chosen
 
-    def on_record(self, record: bytes | None) -> None:
-        """An owner answered: its record, a tombstone included, or None."""
-        self.waiting -= 1
-        self.answered += 1
+    def on_record(self, node_id: NodeId, record: bytes | None, *, is_level: bool = True) -> None:
+        """An owner answered: its record, a tombstone included, or None.
+
+        One that is not level may lack what the others have: it is heard, and counts to no quorum.
+        """
+        if is_level:
+            self.waiting -= 1
+            self.answered += 1
+        else:
+            self.on_failure(f"{node_id} is not level yet")
         if record is not None and (self.best is None or record_version(record) > record_version(self.best)):
             self.best = record
 

@@ -239,6 +239,18 @@ class Ring:
         pairs = zip(range(start, stop), self._owners[start:stop], other._owners[start:stop], strict=True)
         return tuple([slot for slot, mine, theirs in pairs if mine != theirs])
 
+    def gained(self, before: Ring, node_id: NodeId, start: int = 0, stop: int = SLOTS) -> list[int]:
+        """Return the slots from `start` until before `stop` that a node owns here and not in the ring `before`.
+
+        Fills what it compares, as `diff` does.
+        """
+        if self._table is before._table:
+            return []
+        self._table.fill(start, stop)
+        before._table.fill(start, stop)
+        pairs = zip(range(start, stop), self._owners[start:stop], before._owners[start:stop], strict=True)
+        return [slot for slot, mine, theirs in pairs if node_id in mine and node_id not in theirs]  # type: ignore[operator]
+
     def shares(self) -> dict[NodeId, tuple[float, float]]:
         """Return of each member, by id, the share of slots it is primary of, and of those it is any owner of; 0 to 1.
 

@@ -1,0 +1,333 @@
+"""Level slots: machines of one cluster, joined in memory."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from zephyr.config import SLOTS
+from zephyr.events import PeerAnswered, PeerCallFailed, SendPeer
+from zephyr.model import Instant
+from zephyr.peer.wire import Operation, Status
+from zephyr.replication.level import CALL_TIMEOUT_S, PAGE_BYTES_MAX, PAGE_KEYS_MAX, RETRY_S, Levels
+from zephyr.ring.ring import RingMember, build_ring, key_slot
+from zephyr.store.record import HybridLogicalClock, pack_record
+from zephyr.store.store import Store
+
+UNIX_MS = 1_700_000_000_000
+
+
+def at(second: float) -> Instant:
+    return Instant(second, UNIX_MS + int(second * 1000))
+
+
+def ring(*ids: str, replicas: int = 3):
+    return build_ring(tuple(RingMember(node_id) for node_id in ids), replicas, 64)
+
+
+class Side:
+    """One node's store and what it knows of its slots."""
+
+    def __init__(self, node_id: str, memory: int = 64 << 20):
+        self.id = node_id
+        self.store = Store(
+            memory_bytes_max=memory, tombstone_bytes_max=1 << 20, tombstone_grace_ms=3_600_000, ghosts_max=1000,
+            eviction="sieve", slot_of=key_slot,
+        )  # fmt: skip
+        self.clock = HybridLogicalClock(node_id)
+        self.levels = Levels(node_id, ring(), self.store, self.clock)
+
+    def put(self, key: bytes, value: bytes | None, second: float = 0.0) -> bytes:
+        version = self.clock.stamp(at(second).unix_ms)
+        record = pack_record(version, value or b"", tombstone=value is None)
+        assert self.store.apply(key_slot(key), key, record, at(second).unix_ms).applied
+        return record
+
+    def take(self, key: bytes, record: bytes) -> None:
+        self.store.apply(key_slot(key), key, record, UNIX_MS)
+
+    def value(self, key: bytes) -> bytes | None:
+        record = self.store.get(key_slot(key), key, UNIX_MS + 60_000)
+        return None if record is None else record[17:]
+
+
+class Cluster:
+    """Sides with one ring, whose pages travel at once."""
+
+    def __init__(self, *ids: str, replicas: int = 3):
+        self.replicas = replicas
+        self.sides = {node_id: Side(node_id) for node_id in ids}
+        self.dead: dict[str, bool] = {}
+        self.second = 1.0
+        self.pages: list[SendPeer] = []
+        for side in self.sides.values():
+            side.levels.ring_changed(ring(*ids, replicas=replicas))
+        self.settle()
+
+    def living(self) -> dict[str, bool]:
+        return {node_id: True for node_id in self.sides if node_id not in self.dead}
+
+    def change(self, *ids: str) -> None:
+        """Use another ring everywhere."""
+        for node_id in ids:
+            self.sides.setdefault(node_id, Side(node_id))
+        for node_id in self.living():
+            self.sides[node_id].levels.ring_changed(ring(*ids, replicas=self.replicas))
+
+    def step(self, duration_s: float = 0.01) -> None:
+        """Let every living node ask once, and take in the answers."""
+        self.second += duration_s
+        for node_id in self.living():
+            side = self.sides[node_id]
+            for call in side.levels.poll(self.living(), at(self.second)):
+                self.pages.append(call)
+                if call.node_id not in self.dead:
+                    status, payload = self.sides[call.node_id].levels.serve(call.arguments)
+                    side.levels.on_answered(PeerAnswered(call.call_id, status, payload), at(self.second))
+            side.levels.check_invariants()
+            side.store.check_invariants()
+
+    def settle(self, steps: int = 400) -> None:
+        for _ in range(steps):
+            if all(self.sides[node_id].levels.is_done for node_id in self.living()):
+                return
+            self.step()
+        pytest.fail(f"not level: { {node_id: side.levels.pending for node_id, side in self.sides.items()} }")
+
+    def owners(self, key: bytes) -> tuple[str, ...]:
+        return ring(*self.living(), replicas=self.replicas).owners(key_slot(key))
+
+    def write(self, key: bytes, value: bytes | None) -> None:
+        owners = self.owners(key)
+        record = self.sides[owners[0]].put(key, value, self.second)
+        for node_id in owners[1:]:
+            self.sides[node_id].take(key, record)
+
+
+def asked(side: Side, living: dict[str, bool]) -> list[SendPeer]:
+    """Have a node look at all of its slots; return what it asked meanwhile."""
+    calls = side.levels.poll(living, at(2))
+    while side.levels.pending and side.levels.deadline() == float("-inf"):
+        calls += side.levels.poll(living, at(2))
+    return calls
+
+
+KEYS = [b"key-%d" % number for number in range(600)]
+
+
+def filled(*ids: str, replicas: int = 3) -> Cluster:
+    cluster = Cluster(*ids, replicas=replicas)
+    for key in KEYS:
+        cluster.write(key, b"value of " + key)
+    return cluster
+
+
+def assert_complete(cluster: Cluster) -> None:
+    for key in KEYS:
+        for node_id in cluster.owners(key):
+            assert cluster.sides[node_id].value(key) == b"value of " + key, (node_id, key)
+
+
+def test_an_empty_cluster_is_level_within_a_few_pages():
+    cluster = Cluster("n1", "n2", "n3", "n4", "n5")
+    assert len(cluster.pages) < 200
+    assert {call.operation for call in cluster.pages} == {Operation.PULL}
+
+
+def test_alone_a_node_is_level_at_once():
+    cluster = Cluster("n1")
+    assert cluster.pages == []
+
+
+def test_who_takes_a_dead_members_place_fetches_what_it_had():
+    cluster = filled("n1", "n2", "n3", "n4", "n5")
+    cluster.dead["n2"] = True
+    cluster.change("n1", "n3", "n4", "n5")
+    assert not all(cluster.sides[node_id].levels.is_done for node_id in cluster.living())
+    cluster.settle()
+    assert_complete(cluster)
+
+
+def test_a_node_that_began_anew_has_everything_again():
+    cluster = filled("n1", "n2", "n3", "n4", "n5")
+    cluster.sides["n2"] = Side("n2")
+    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", "n3", "n4", "n5"))
+    cluster.settle()
+    assert_complete(cluster)
+
+
+def test_one_after_the_other_may_die_and_nothing_is_lost():
+    cluster = filled("n1", "n2", "n3", "n4", "n5", "n6")
+    for victim, rest in (("n1", "23456"), ("n4", "2356"), ("n6", "235")):
+        cluster.dead[victim] = True
+        cluster.change(*(f"n{number}" for number in rest))
+        cluster.settle()
+        assert_complete(cluster)
+
+
+def test_a_newcomer_fetches_its_share():
+    cluster = filled("n1", "n2", "n3", "n4")
+    cluster.change("n1", "n2", "n3", "n4", "n5")
+    cluster.settle()
+    assert_complete(cluster)
+
+
+def test_a_slot_is_level_when_all_others_have_been_asked_and_not_before():
+    cluster = filled("n1", "n2", "n3")
+    newcomer = cluster.sides["n2"] = Side("n2")
+    newcomer.levels.ring_changed(ring("n1", "n2", "n3"))
+    slot = key_slot(KEYS[0])
+    assert not newcomer.levels.is_level(slot), "not even before anybody looked at it"
+    calls = asked(newcomer, cluster.living())
+    assert not newcomer.levels.is_level(slot)
+    assert {call.node_id for call in calls} == {"n1", "n3"}
+    cluster.settle()
+    assert newcomer.levels.is_level(slot)
+
+
+def test_what_an_owner_keeps_over_a_change_of_the_ring_stays_level():
+    cluster = filled("n1", "n2", "n3", "n4", "n5")
+    cluster.change("n1", "n2", "n3", "n4")
+    kept = ring("n1", "n2", "n3", "n4", "n5")
+    levels = cluster.sides["n1"].levels
+    assert all(levels.is_level(slot) for slot in range(SLOTS) if "n1" in kept.owners(slot))
+
+
+def test_deletions_travel_and_newer_values_stay():
+    cluster = filled("n1", "n2", "n3")
+    cluster.write(KEYS[0], None)
+    newcomer = cluster.sides["n2"] = Side("n2")
+    newcomer.put(KEYS[1], b"written meanwhile", second=30.0)
+    newcomer.take(KEYS[0], pack_record(HybridLogicalClock("n9").stamp(UNIX_MS - 1000), b"long ago"))
+    newcomer.levels.ring_changed(ring("n1", "n2", "n3"))
+    cluster.settle()
+    assert newcomer.value(KEYS[0]) is None
+    assert newcomer.value(KEYS[1]) == b"written meanwhile"
+
+
+def test_pages_are_bounded_by_keys_and_by_bytes():
+    cluster = Cluster("n1", "n2", replicas=2)
+    tag = b"{one slot}"
+    for number in range(PAGE_KEYS_MAX + 100):
+        cluster.write(tag + b"%d" % number, b"x")
+    for number in range(20):
+        cluster.write(tag + b"large-%d" % number, b"y" * 10_000)
+    cluster.sides["n2"] = Side("n2")
+    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", replicas=2))
+    sizes = []
+    serve = cluster.sides["n1"].levels.serve
+
+    def measured(arguments):
+        status, payload = serve(arguments)
+        pairs = payload[0]
+        sizes.append((len(pairs), sum(len(key) + len(record) for key, record in pairs)))
+        return status, payload
+
+    cluster.sides["n1"].levels.serve = measured
+    cluster.settle()
+    assert cluster.sides["n2"].store.items == PAGE_KEYS_MAX + 120
+    assert max(count for count, _ in sizes) <= PAGE_KEYS_MAX
+    assert max(size for _, size in sizes) <= PAGE_BYTES_MAX
+
+
+def test_a_record_larger_than_a_page_travels_alone():
+    cluster = Cluster("n1", "n2", replicas=2)
+    cluster.write(b"large", b"z" * (4 * PAGE_BYTES_MAX))
+    cluster.sides["n2"] = Side("n2")
+    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", replicas=2))
+    cluster.settle()
+    assert len(cluster.sides["n2"].value(b"large")) == 4 * PAGE_BYTES_MAX
+
+
+def test_fetching_evicts_nothing():
+    cluster = Cluster("n1", "n2", replicas=2)
+    for number in range(300):
+        cluster.write(b"key-%d" % number, b"v" * 1000)
+    small = cluster.sides["n2"] = Side("n2", memory=100_000)
+    small.put(b"own", b"value", second=5.0)
+    small.levels.ring_changed(ring("n1", "n2", replicas=2))
+    cluster.settle()
+    assert small.store.evictions == 0
+    assert small.value(b"own") == b"value"
+
+
+def test_a_source_that_fails_is_asked_again_and_one_that_dies_is_not_waited_for():
+    cluster = filled("n1", "n2", "n3")
+    newcomer = cluster.sides["n2"] = Side("n2")
+    newcomer.levels.ring_changed(ring("n1", "n2", "n3"))
+    calls = asked(newcomer, cluster.living())
+    for call in calls:
+        newcomer.levels.on_failed(PeerCallFailed(call.call_id, "lost"), at(2))
+    assert newcomer.levels.poll(cluster.living(), at(2 + RETRY_S / 2)) == []
+    again = newcomer.levels.poll(cluster.living(), at(2 + RETRY_S))
+    assert {call.node_id for call in again} == {"n1", "n3"}
+    silent = newcomer.levels.poll(cluster.living(), at(2 + RETRY_S + CALL_TIMEOUT_S))
+    assert {call.node_id for call in silent} == {"n1", "n3"}, "silence ends too"
+    newcomer.levels.poll({"n2": True}, at(10))
+    assert newcomer.levels.is_done
+
+
+def test_a_source_whose_ring_is_older_is_asked_again_later():
+    cluster = filled("n1", "n2", "n3", "n4", replicas=2)
+    cluster.dead = {"n1": True, "n4": True}
+    late = cluster.sides["n3"]
+    cluster.sides["n2"].levels.ring_changed(ring("n2", "n3", replicas=2))
+    for _ in range(100):
+        cluster.step()
+    assert not cluster.sides["n2"].levels.is_done, "what n3 does not own yet, it may not have yet"
+    late.levels.ring_changed(ring("n2", "n3", replicas=2))
+    for _ in range(400):
+        cluster.step(0.05)
+    assert cluster.sides["n2"].levels.is_done
+    assert late.levels.is_done
+
+
+def test_after_it_dropped_all_a_node_fetches_all_again():
+    cluster = filled("n1", "n2", "n3")
+    side = cluster.sides["n2"]
+    for slot in side.store.occupied_slots():
+        side.store.drop_slot(slot)
+    side.levels.dropped_all()
+    assert not side.levels.is_level(key_slot(KEYS[0]))
+    cluster.settle()
+    assert_complete(cluster)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=4).map(tuple),
+    max_leaves=10,
+)
+
+
+class Asking:
+    """A node that has a page under way, again and again."""
+
+    def __init__(self) -> None:
+        self.side = Side("n1")
+        self.side.levels.ring_changed(ring("n1", "n2"))
+        asked(self.side, {"n2": True})
+        self.second = 10.0
+
+    def call(self) -> SendPeer:
+        self.second += CALL_TIMEOUT_S
+        [call] = self.side.levels.poll({"n2": True}, at(self.second))
+        return call
+
+
+ASKING = Asking()
+
+
+@given(payload=st.lists(VALUES, max_size=6).map(tuple), status=st.sampled_from(list(Status)))
+def test_an_answer_of_another_form_is_none(payload, status):
+    assume(len(payload) != 4 or type(payload[1]) is not int)
+    levels = ASKING.side.levels
+    levels.on_answered(PeerAnswered(ASKING.call().call_id, status, payload), at(ASKING.second))
+    assert ASKING.side.store.items == 0
+    assert levels.pending == SLOTS
+    levels.check_invariants()
+
+
+@given(arguments=st.lists(VALUES, max_size=3).map(tuple))
+def test_a_question_of_another_form_is_refused(arguments):
+    status, _ = ASKING.side.levels.serve(arguments)
+    assert status in (Status.OK, Status.BAD_REQUEST)

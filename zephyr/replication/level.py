@@ -1,0 +1,289 @@
+"""Level slots: a new owner fetches what it missed before its answers count.
+
+Decides which of this node's slots hold all that they should (they are *level*), and pulls what the others lack from
+the members that own them too. Never decides who owns a slot (that is the ring), or what a record is worth (the store).
+
+A node becomes an owner of a slot when it starts, joins, or takes a dead member's place. It asks every other live owner
+of the slot, of the ring as it is and as it was, for all it has there, page by page. When all have answered the slot is
+level; with nobody to ask it is at once. Until then the node takes writes, and its reads count to no quorum
+(`zephyr.replication.quorum`).
+
+    PULL request   (slots, 2 bytes each; the key to go on after, or empty)
+    reply          (pairs of key and record, tombstones included; how many slots are done; the last key of the next one;
+                    those of the slots that the source owns no more, or not yet, and has nothing of)
+
+An owner by this node's ring that says so has another ring still, and is asked again; anybody else has nothing, and is
+done with.
+
+Paced: one page at a time from each source, `PAUSE_S` apart; slots with the fewest others to ask come first, since they
+are nearest to being lost. What arrives is inserted at the cold end and evicts nothing.
+
+Invariants: a slot is pending only while this node owns it; each pending slot has a source that is to be asked.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Container
+from math import inf
+from typing import Any
+
+from zephyr.config import KEY_BYTES_MAX, SLOTS
+from zephyr.events import CONTROL_CALL_ID_MIN, Effect, PeerAnswered, PeerCallFailed, SendPeer
+from zephyr.model import Instant, NodeId
+from zephyr.peer.wire import Operation, Status
+from zephyr.ring.ring import Ring, key_slot
+from zephyr.store.record import HybridLogicalClock, record_is_valid, record_version
+from zephyr.store.store import Store
+
+CALL_ID_MIN = CONTROL_CALL_ID_MIN + (1 << 61)
+"""Calls of this machine are numbered from here on."""
+SLOTS_MAX = 2048
+"""Slots asked for in one page: most of them may be empty."""
+PAGE_KEYS_MAX = 500
+"""Keys in one page: under 5 ms on either side."""
+PAGE_BYTES_MAX = 48 << 10
+"""Keys and records in one page, unless one pair alone is larger: within the room of a frame for any bound of values."""
+PAUSE_S = 0.002
+"""Between two pages from one source."""
+RETRY_S = 0.5
+"""After a page that failed, or was refused by a source whose ring is another one still."""
+CALL_TIMEOUT_S = 2.0
+SCAN_SLOTS = 2048
+"""Slots looked at by one slice after a change of the ring."""
+
+
+class _Source:
+    """A member that is asked for slots."""
+
+    __slots__ = ("after_key", "call_id", "due_s", "slots")
+
+    def __init__(self) -> None:
+        self.slots: OrderedDict[int, None] = OrderedDict()
+        """Still to be had from it, in the order of asking."""
+        self.after_key = b""
+        """Within the first of them, where the next page begins."""
+        self.call_id = 0
+        """The page that is under way; 0: none."""
+        self.due_s = -inf
+        """When to ask for the next page, or to give up the one under way: its end may be silence."""
+
+
+class Levels:
+    """Which slots are level, and the pulling of the others."""
+
+    def __init__(self, node_id: NodeId, ring: Ring, store: Store, clock: HybridLogicalClock) -> None:
+        self.pulled_records = 0
+        self.pulled_bytes = 0
+        self._id = node_id
+        self._store = store
+        self._clock = clock
+        self._ring = self._before = ring  # Empty at first: before it started, this node owned nothing.
+        self._cursor = SLOTS
+        """Slots from here on have not been looked at since the ring changed."""
+        self._pending: dict[int, int] = {}
+        """Slots that are not level -> how many sources are still to be asked."""
+        self._sources: dict[NodeId, _Source] = {}
+        self._calls: dict[int, tuple[NodeId, tuple[int, ...]]] = {}
+        self._last_call_id = CALL_ID_MIN
+        self._nothing = ring
+
+    # --- what others read -----------------------------------------------------------------------------
+
+    def is_level(self, slot: int) -> bool:
+        """Whether an owned slot holds all that it should."""
+        if slot < self._cursor:
+            return slot not in self._pending
+        return slot not in self._pending and (self._id in self._before.owners(slot) or not self._asked_of(slot))
+
+    @property
+    def pending(self) -> int:
+        """Slots that are not level, of those looked at so far."""
+        return len(self._pending)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every slot of this node is level."""
+        return not self._pending and self._cursor == SLOTS
+
+    def deadline(self) -> float:
+        """Return the monotonic second at which `poll` has something to do; -inf: now."""
+        if self._cursor < SLOTS:
+            return -inf
+        return min((source.due_s for source in self._sources.values()), default=inf)
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between any two events; for tests and the simulator."""
+        assert bool(self._pending) == bool(self._sources), "a slot that is not level has somebody to be asked"
+        assert all(source.slots for source in self._sources.values())
+
+    # --- the ring changes -----------------------------------------------------------------------------
+
+    def ring_changed(self, ring: Ring) -> None:
+        """Use another ring from now on: see, slice by slice, what this node came to own."""
+        while self._cursor < SLOTS:  # The changes before this one are settled first.
+            self._scan()
+        self._before, self._ring, self._cursor = self._ring, ring, 0
+
+    def dropped_all(self) -> None:
+        """What this node kept is gone: nothing is level that somebody else owns too."""
+        self._pending, self._sources, self._calls = {}, {}, {}
+        self._before, self._cursor = self._nothing, 0
+
+    def _scan(self) -> None:
+        """Look at one slice of slots."""
+        end = min(self._cursor + SCAN_SLOTS, SLOTS)
+        gained = self._ring.gained(self._before, self._id, self._cursor, end)
+        found = [(len(asked), slot, asked) for slot in gained if (asked := self._asked_of(slot))]
+        for count, slot, asked in sorted(found):
+            if slot not in self._pending:
+                self._pending[slot] = count
+                for node_id in asked:
+                    if node_id not in self._sources:
+                        self._sources[node_id] = _Source()
+                    self._sources[node_id].slots[slot] = None
+        self._cursor = end
+        if end == SLOTS:
+            for slot in [item for item in self._pending if self._id not in self._ring.owners(item)]:
+                self._settle(slot)
+
+    def _asked_of(self, slot: int) -> list[NodeId]:
+        """Return who else owns a slot, or did before."""
+        owners = dict.fromkeys((*self._ring.owners(slot), *self._before.owners(slot)))
+        return [node_id for node_id in owners if node_id != self._id]
+
+    def _settle(self, slot: int, node_id: NodeId | None = None) -> None:
+        """Ask no more for a slot: of one source, or of any."""
+        for source_id in [node_id] if node_id is not None else list(self._sources):
+            source = self._sources.get(source_id)
+            if source is None or slot not in source.slots:
+                continue
+            if next(iter(source.slots)) == slot:
+                source.after_key = b""
+            del source.slots[slot]
+            if not source.slots:
+                self._calls.pop(source.call_id, None)
+                del self._sources[source_id]
+            self._pending[slot] -= 1
+            if not self._pending[slot]:
+                del self._pending[slot]
+
+    # --- asking ---------------------------------------------------------------------------------------
+
+    def poll(self, living: Container[NodeId], now: Instant) -> list[Effect]:
+        """Look at the next slots, and ask for the next pages. `living`: members that nobody called dead or left."""
+        if self._cursor < SLOTS:
+            self._scan()
+        effects: list[Effect] = []
+        for node_id in list(self._sources):
+            source = self._sources[node_id]
+            if node_id not in living:  # What it had is gone with it; should it be back, it begins anew.
+                for slot in list(source.slots):
+                    self._settle(slot, node_id)
+            elif now.monotonic_s >= source.due_s:
+                self._calls.pop(source.call_id, None)
+                effects.append(self._ask(node_id, source, now))
+        return effects
+
+    def _ask(self, node_id: NodeId, source: _Source, now: Instant) -> SendPeer:
+        slots = tuple(slot for slot, _ in zip(source.slots, range(SLOTS_MAX), strict=False))
+        self._last_call_id += 1
+        source.call_id, source.due_s = self._last_call_id, now.monotonic_s + CALL_TIMEOUT_S
+        self._calls[source.call_id] = (node_id, slots)
+        arguments = (struct.pack(f">{len(slots)}H", *slots), source.after_key)
+        return SendPeer(node_id, source.call_id, Operation.PULL, arguments, now.monotonic_s + CALL_TIMEOUT_S)
+
+    def on_failed(self, event: PeerCallFailed, now: Instant) -> list[Effect]:
+        """A source gave no answer: ask it again while it is in reach."""
+        node_id, _ = self._calls.pop(event.call_id, ("", ()))
+        source = self._sources.get(node_id)
+        if source is not None and source.call_id == event.call_id:
+            source.call_id, source.due_s = 0, now.monotonic_s + RETRY_S
+        return []
+
+    def on_answered(self, event: PeerAnswered, now: Instant) -> list[Effect]:
+        """Take a page in. An answer of another form is no answer."""
+        node_id, slots = self._calls.get(event.call_id, ("", ()))
+        source = self._sources.get(node_id)
+        if source is None or source.call_id != event.call_id:
+            return []
+        try:
+            pairs, done, after_key, refused = _decoded(event, slots)
+        except (ValueError, TypeError):
+            return self.on_failed(PeerCallFailed(event.call_id, "another form"), now)
+        del self._calls[event.call_id]
+        source.call_id, source.due_s = 0, now.monotonic_s + PAUSE_S
+        wanted = dict.fromkeys(slots)
+        for key, record in pairs:
+            slot = key_slot(key)
+            if slot in wanted and self._id in self._ring.owners(slot):
+                self._take(slot, key, record, now)
+        for slot in slots[:done]:
+            if slot in refused and node_id in self._ring.owners(slot):
+                source.due_s = now.monotonic_s + RETRY_S
+            else:
+                self._settle(slot, node_id)
+        if node_id in self._sources:
+            source.after_key = after_key
+        return []
+
+    def _take(self, slot: int, key: bytes, record: bytes, now: Instant) -> None:
+        if not self._clock.observe(record_version(record), now.unix_ms):
+            return  # A stamp too far ahead is refused here as in a write.
+        applied = self._store.apply(slot, key, record, self._clock.now_unix_ms(now.unix_ms), cold=True)
+        if applied.applied:
+            self.pulled_records += 1
+            self.pulled_bytes += len(key) + len(record)
+
+    # --- answering ------------------------------------------------------------------------------------
+
+    def serve(self, arguments: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:
+        """Answer a peer with a page: (status, payload)."""
+        match arguments:
+            case (bytes(packed), bytes(after_key)) if _is_slots(packed) and len(after_key) <= KEY_BYTES_MAX:
+                slots = struct.unpack(f">{len(packed) // 2}H", packed)
+            case _:
+                return Status.BAD_REQUEST, ("slots, and a key to go on after",)
+        if any(slot >= SLOTS for slot in slots):
+            return Status.BAD_REQUEST, ("no such slot",)
+        pairs: list[tuple[bytes, bytes]] = []
+        refused: list[int] = []
+        size_bytes = 0
+        for done, slot in enumerate(slots):
+            items = sorted(self._store.slot_items(slot)) if self._store.slot_digest(slot) else []
+            if not items and self._id not in self._ring.owners(slot):
+                refused.append(slot)
+            for key, record in items:
+                if key <= after_key:
+                    continue
+                if len(pairs) >= PAGE_KEYS_MAX or (pairs and size_bytes + len(key) + len(record) > PAGE_BYTES_MAX):
+                    after_key = pairs[-1][0] if key_slot(pairs[-1][0]) == slot else b""
+                    return Status.OK, (tuple(pairs), done, after_key, tuple(refused))
+                pairs.append((key, record))
+                size_bytes += len(key) + len(record)
+            after_key = b""
+        return Status.OK, (tuple(pairs), len(slots), b"", tuple(refused))
+
+
+def _is_slots(packed: bytes) -> bool:
+    return 0 < len(packed) <= 2 * SLOTS_MAX and len(packed) % 2 == 0
+
+
+def _decoded(
+    event: PeerAnswered, slots: tuple[int, ...]
+) -> tuple[tuple[tuple[bytes, bytes], ...], int, bytes, tuple[int, ...]]:
+    """Read a page: (pairs, slots done, key to go on after, slots refused). Raises ValueError or TypeError."""
+    if event.status != Status.OK:
+        raise ValueError("not ok")
+    pairs, done, after_key, refused = event.payload
+    if type(done) is not int or not 0 <= done <= len(slots) or type(after_key) is not bytes:
+        raise ValueError("page")
+    for key, record in pairs:
+        if type(key) is not bytes or type(record) is not bytes or not 0 < len(key) <= KEY_BYTES_MAX:
+            raise ValueError("pair")
+        if not record_is_valid(record):
+            raise ValueError("record")
+    if type(refused) is not tuple or len(refused) > SLOTS_MAX:
+        raise ValueError("refused")
+    return pairs, done, after_key, refused
