@@ -50,6 +50,7 @@ from zephyr.gossip.swim import (
     RELAYS_MAX,
     Swim,
 )
+from zephyr.gossip.table import PHI_PROBE
 from zephyr.gossip.wire import Envelope
 from zephyr.model import Instant, Member
 
@@ -286,6 +287,21 @@ def test_whoever_stood_still_judges_nobody_by_that_time():
     assert {one.state("b"), one.state("c")} == {"alive"}
     assert one.swim.table.members["a"].suspicion.deadline_s - one.now_s > left_s - 1.5
     assert one.swim.health >= 1
+
+
+def test_the_packets_that_waited_while_a_node_stood_still_are_no_silence_of_their_senders():
+    one = One("a", "b")
+    for second in range(1, 30):
+        one.until(float(second))
+        one.hear("a", Nack(0))
+    record = one.swim.table.members["a"]
+    one.now_s += 100.0
+    one.hear("a", Nack(0))  # Read before any timer fires, as a shell does.
+    one._did(one.swim.poll(at(one.now_s)))
+    one.until(one.now_s + 1.0)
+    assert 0.0 < one.swim.phi(record, at(one.now_s)) < PHI_PROBE, "neither overdue nor out of measure"
+    one.until(one.now_s + 9.0)
+    assert one.swim.phi(record, at(one.now_s)) > PHI_PROBE, "its rhythm was not forgotten"
 
 
 # --- what is believed ---------------------------------------------------------------------------------
