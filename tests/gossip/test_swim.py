@@ -43,6 +43,7 @@ from zephyr.gossip.swim import (
     CONFLICT_PAUSE_S,
     DEAD_PING_INTERVAL_S,
     EXIT_REST_S,
+    EXIT_TESTIMONY_S,
     HELPERS,
     NACK_SHARE,
     PAUSE_S,
@@ -614,6 +615,7 @@ def test_any_sign_of_life_takes_the_evidence_back(sign):
     ("sender", "message"),
     [
         ("x", Exit("a", EPOCH, "x")),
+        ("x", Exit("a", EPOCH, "b")),
         ("b", Exit("a", EPOCH - 1, "b")),
         ("b", Exit("a", EPOCH, "x")),
     ],
@@ -624,6 +626,50 @@ def test_witnesses_are_members_and_name_the_life_they_saw(sender, message):
     one.until(0.06)
     one.hear(sender, message)
     assert one.swim.table.members["a"].suspicion.exit_deadline_s is None
+
+
+def test_the_word_of_a_witness_comes_from_a_living_member_in_its_present_life():
+    for sender, epoch in (("c", EPOCH), ("b", EPOCH - 1)):
+        one = One("a", "b", "c")
+        one.hear("b", Dead("c", EPOCH, 0, "b"))
+        ended(one)
+        one.until(0.06)
+        one.hear(sender, Exit("a", EPOCH, "b"), epoch=epoch)
+        assert one.swim.table.members["a"].suspicion.exit_deadline_s is None
+
+
+def test_what_a_witness_saw_long_ago_counts_for_nothing():
+    one = One("a", "b", "c")
+    one.hear("b", Exit("a", EPOCH, "b"), news=True)
+    while one.now_s <= EXIT_TESTIMONY_S:
+        one.answer(*one.ping())
+    began_s = one.now_s
+    ended(one)
+    one.until(began_s + 0.06)
+    assert one.state("a") == "suspect"
+    assert one.swim.table.members["a"].suspicion.exit_deadline_s is None
+    one.hear("c", Exit("a", EPOCH, "c"), news=True)
+    assert one.swim.table.members["a"].suspicion.exit_deadline_s is not None
+
+
+def test_a_slow_member_might_still_be_a_witness_so_one_alone_shortens_nothing():
+    one = One("a", "b")
+    one.hear("b", Suspect("b", EPOCH, 0, "a"))
+    ended(one)
+    one.until(0.5)
+    assert one.state("a") == "suspect"
+    assert one.swim.table.members["a"].suspicion.exit_deadline_s is None
+
+
+def test_when_all_others_ended_at_once_no_witness_is_waited_for():
+    one = One("a", "b")
+    ended(one)
+    ended(one, "b")
+    one.until(0.06)
+    one.event(PeerRefused("a", EPOCH))  # It is dialled again and again.
+    one.event(PeerRefused("b", EPOCH))
+    one.until(0.06 + 0.26)
+    assert (one.state("a"), one.state("b")) == ("dead", "dead")
 
 
 def test_evidence_of_an_earlier_life_counts_for_nothing():

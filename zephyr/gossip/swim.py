@@ -124,6 +124,8 @@ EXIT_REFUTE_REST_S = 0.1
 """One refutation answers all who saw this node exit at the same time."""
 EXIT_OBSERVERS_MAX = 8
 """Witnesses counted of one exit: two are enough."""
+EXIT_TESTIMONY_S = 10.0
+"""So long another witness's word holds: what was seen much earlier was another fault, which its member survived."""
 EXIT_PING_REMEMBERED_S = 5.0
 """A late answer to such a ping still counts, since it takes back an accusation."""
 
@@ -226,7 +228,7 @@ class Swim:
             Nack: self._on_nack,
             Alive: lambda message, packet, source, now: self._on_alive(message, packet.sender, source, now),
             Suspect: lambda message, _packet, source, now: self._on_suspect(message, now, source),
-            Exit: lambda message, _packet, _source, now: self._on_exit(message, now),
+            Exit: lambda message, packet, _source, now: self._on_exit(message, packet, now),
             Dead: lambda message, _packet, source, now: self._on_dead(message, now, source),
             Left: lambda message, _packet, _source, now: self._on_left(message, now),
             UserEvent: self._on_user_event,
@@ -978,8 +980,9 @@ class Swim:
     def _weigh_exit(self, record: Record, now: Instant) -> None:
         """Both signs seen from here: say so, suspect, and end the suspicion soon if another member saw it too."""
         me, member = self.member.id, record.member
-        if not (record.is_refused and record.is_silent) or record.live_index < 0 or self._leaving:
+        if not record.has_exited_from_here or record.live_index < 0 or self._leaving:
             return
+        self._drop_old_testimony(record, now)
         if me not in record.exit_observers:
             record.exit_observers = (*record.exit_observers, me)
             message = Exit(member.id, member.epoch, me)
@@ -997,11 +1000,18 @@ class Swim:
             self._at(suspicion.deadline_s, self._suspicion_due, record)
 
     def _has_other_witness(self, record: Record) -> bool:
-        """Whether anybody else is left who could have seen it: who is suspected itself cannot."""
-        return any(other is not record and other.state == "alive" for other in self.table.live)
+        """Whether anybody else is left who could have seen it. Who is slow still can; who ended as well cannot."""
+        return any(other is not record and not other.has_exited_from_here for other in self.table.live)
 
-    def _on_exit(self, message: Exit, now: Instant) -> None:
-        """Count an eyewitness, while it is a member in good standing."""
+    def _drop_old_testimony(self, record: Record, now: Instant) -> None:
+        if now.monotonic_s > record.exit_told_s + EXIT_TESTIMONY_S:
+            record.exit_observers = tuple(observer for observer in record.exit_observers if observer == self.member.id)
+
+    def _on_exit(self, message: Exit, packet: Packet, now: Instant) -> None:
+        """Count an eyewitness, while it and whoever passes its word on are members in good standing."""
+        teller = self.table.members.get(packet.sender)
+        if teller is None or teller.live_index < 0 or teller.member.epoch != packet.epoch:
+            return
         if message.id == self.member.id:
             if now.monotonic_s >= self._exit_refuted_s + EXIT_REFUTE_REST_S:  # All witnesses speak at once.
                 self._exit_refuted_s = now.monotonic_s
@@ -1011,9 +1021,11 @@ class Swim:
         observer = self.table.members.get(message.observer)
         if record is None or observer is None or record.member.epoch != message.epoch or record.live_index < 0:
             return
+        self._drop_old_testimony(record, now)
         known = record.exit_observers
         if observer.state == "alive" and message.observer not in known and len(known) < EXIT_OBSERVERS_MAX:
             record.exit_observers = (*known, message.observer)
+            record.exit_told_s = now.monotonic_s
             self._pass_exit_on(message, now)
             self._weigh_exit(record, now)
 

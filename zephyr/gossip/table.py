@@ -36,6 +36,7 @@ class Record:
         "exit_observers",
         "exit_rest_s",
         "exit_sequence",
+        "exit_told_s",
         "heard_s",
         "incarnation",
         "is_refused",
@@ -69,6 +70,8 @@ class Record:
         """Monotonic seconds of the last packet that came from that life itself."""
         self.exit_rest_s = -inf
         """Monotonic seconds until which refusals count for nothing."""
+        self.exit_told_s = -inf
+        """Monotonic seconds at which another member last told that it saw it end."""
         self.clear_exit()
 
     def clear_exit(self) -> None:
@@ -83,6 +86,11 @@ class Record:
         """Who saw it end, this node included."""
         if self.suspicion is not None:
             self.suspicion.exit_deadline_s = None
+
+    @property
+    def has_exited_from_here(self) -> bool:
+        """Whether this node sees both signs of an ended process: a refused connection, and silence by UDP."""
+        return self.is_refused and self.is_silent
 
     def phi(self, running_s: float) -> float:
         """Return how surprising its silence is, in time that this node itself ran."""
