@@ -45,18 +45,17 @@ from zephyr.gossip.swim import (
     EXIT_REST_S,
     EXIT_TESTIMONY_S,
     HELPERS,
-    NACK_SHARE,
     PAUSE_S,
     QUESTION_SHARES,
     RELAYS_MAX,
     Swim,
 )
 from zephyr.gossip.table import PHI_PROBE
-from zephyr.gossip.wire import Envelope
+from zephyr.gossip.wire import Envelope, encode_message
 from zephyr.model import Instant, Member
 
 PACE = GOSSIP_PACES["lan"]
-EPOCH = 7
+EPOCH = 1_700_000_000_000
 MIN_S = PACE.suspicion_multiplier * PACE.probe_interval_s
 """Shortest suspicion with up to ten members."""
 
@@ -95,8 +94,12 @@ class One:
         return done
 
     def hear(self, sender: str, *messages: object, epoch: int = EPOCH, news: bool = False) -> list[object]:
-        event = DatagramReceived("" if news else f"{sender}:2", Packet(sender, epoch, messages))
-        return self._did(self.swim.handle(event, at(self.now_s)))
+        return self.hear_from("" if news else f"{sender}:2", sender, *messages, epoch=epoch)
+
+    def hear_from(self, source: str, sender: str, *messages: object, epoch: int = EPOCH) -> list[object]:
+        encoded = [encode_message(message) for message in messages]
+        size_bytes = len(Envelope("dev", sender, None, bytes).seal(encoded, epoch))
+        return self.event(DatagramReceived(source, Packet(sender, epoch, messages, size_bytes)))
 
     def event(self, event: object) -> list[object]:
         return self._did(self.swim.handle(event, at(self.now_s)))
@@ -210,12 +213,51 @@ def test_a_helper_pings_and_passes_the_answer_on():
     assert one.said(effects, Ack) == [("a:2", Ack(77, bytes(8), 3))]
 
 
-def test_a_helpers_nack_arrives_before_the_asker_judges():
-    one = One("a", "b")
-    asked_s = one.now_s
+@pytest.mark.parametrize(("profile", "nack_s"), [("lan", 0.8 * 0.5), ("local", 0.8 * 0.2)])
+def test_a_helpers_nack_arrives_before_the_asker_judges(profile, nack_s):
+    one = One("a", "b", gossip_profile=profile)
     one.hear("a", PingRequest(77, member("b")))
-    effects = one.until(asked_s + NACK_SHARE * (PACE.probe_interval_s - PACE.probe_timeout_s))
-    assert one.said(effects, Nack) == [("a:2", Nack(77))]
+    assert one.said(one.until(one.now_s + nack_s - 0.001), Nack) == []
+    assert one.said(one.until(one.now_s + 0.001), Nack) == [("a:2", Nack(77))]
+    [late] = one.said(one.hear("b", Ack(one.swim._sequence, b"", 0)), Ack)
+    assert late == ("a:2", Ack(77, b"", 0)), "an answer that comes still counts"
+
+
+def test_a_helper_that_had_an_answer_sends_no_nack():
+    one = One("a", "b")
+    [(_, ping)] = one.said(one.hear("a", PingRequest(77, member("b"))), Ping)
+    one.hear("b", Ack(ping.sequence, b"", 0))
+    assert one.said(one.until(1.0), Nack) == []
+
+
+def test_a_suspect_is_told_by_its_helpers_and_by_tcp_as_well():
+    one = One("a", "b", "c")
+    one.hear("b", Suspect("a", EPOCH, 0, "b"))
+    accusation = Suspect("a", EPOCH, 0, "b")
+    assert ("a:2", accusation) in one.said(one.hear("b", PingRequest(77, member("a"))), Suspect)
+    streams: list[OpenStream] = []
+    while not streams:
+        effects = one.until(one.swim.deadline())
+        streams = [effect for effect in effects if isinstance(effect, OpenStream)]
+        for address, ping in one.said(effects, Ping):
+            if address != "a:2":
+                one.answer(address, ping)
+    opened = one.reader.open_stream(Envelope("dev", "me", None, bytes).seal_stream(streams[0].messages, EPOCH))
+    assert (opened.messages[0].target, opened.messages[1]) == ("a", accusation)
+
+
+def test_who_is_told_of_a_suspicion_by_tcp_refutes_it():
+    one = One("a", "b")
+    one.event(StreamReceived(9, Packet("b", EPOCH, (Ping(4, "me"), Suspect("me", EPOCH, 0, "b")))))
+    assert one.swim.incarnation == 1
+
+
+def test_a_silent_life_says_nothing_of_the_next_one():
+    one = One("a")
+    one.ping()
+    one.hear("a", Alive(member("a", EPOCH + 1), 0), epoch=EPOCH + 1)
+    one.until(one.now_s + PACE.probe_interval_s)
+    assert one.state("a") == "alive"
 
 
 def test_pings_for_others_are_bounded():
@@ -230,6 +272,54 @@ def test_a_stranger_gets_no_more_than_it_sent():
     one.hear("a", Suspect("a", EPOCH, 0, "b"))  # There is news to tell.
     effects = one.hear("stranger", Ping(5, "me"))
     assert one.messages(effects) == [("stranger:2", Ack(5, b"", 0))]
+
+
+def sent_bytes(one: One, effects: list[object]) -> int:
+    sealed = (Envelope("dev", "me", None, bytes).seal(item.messages, one.swim.member.epoch) for item in effects)
+    return sum(map(len, sealed))
+
+
+ELSEWHERE = "victim:9"
+"""An address that somebody put into a packet it did not come from."""
+
+
+@pytest.mark.parametrize(
+    ("sender", "epoch", "messages"),
+    [
+        ("x", EPOCH, (Ping(5, "me"),)),
+        ("x", 0, (Ping(5, "me"),)),
+        ("x", 0, (Suspect("a", EPOCH, 0, "x"),) * 20),
+        ("x", EPOCH, (Dead("a", EPOCH, 0, "x"),) * 20),
+        ("x", EPOCH, (PingRequest(1, replace(member("a"), gossip=ELSEWHERE)),)),
+        ("a", 0, (Ping(5, "me"),)),
+        ("a", EPOCH - 1, (Ping(5, "me"), Alive(replace(member("a", EPOCH - 1), gossip=ELSEWHERE), 0))),
+        ("a", 0, (Alive(member("a", 0), 0),)),
+        ("b", 0, (Ping(5, "me"), Alive(member("b", 0), 0))),
+    ],
+)
+def test_who_is_not_known_gets_no_more_than_it_sent_wherever_it_says_to_be(sender, epoch, messages):
+    one = One("a", "b", "c")
+    one.hear("a", Alive(replace(member("a"), http="h" * 150 + ":1"), 3))
+    one.hear("c", Dead("b", EPOCH, 0, "c"))  # There is news to tell, too.
+    effects = one.hear_from(ELSEWHERE, sender, *messages, epoch=epoch)
+    size_bytes = len(Envelope("dev", sender, None, bytes).seal([encode_message(item) for item in messages], epoch))
+    datagrams = [effect for effect in effects if isinstance(effect, SendDatagram)]
+    assert sent_bytes(one, datagrams) <= size_bytes
+    assert {effect.address for effect in datagrams} <= {ELSEWHERE}
+
+
+def test_a_helper_pings_an_address_that_is_not_a_members_without_news():
+    one = One("a", "b")
+    one.hear("a", Suspect("b", EPOCH, 0, "a"))
+    effects = one.hear("a", PingRequest(77, replace(member("b"), gossip=ELSEWHERE)))
+    assert [(address, type(message)) for address, message in one.messages(effects)] == [(ELSEWHERE, Ping)]
+
+
+def test_a_member_is_answered_in_full_where_it_is_not_at_home_too():
+    one = One("a", "b")
+    one.hear("a", Alive(member("a"), 3))
+    effects = one.hear_from(ELSEWHERE, "b", Suspect("a", EPOCH, 2, "b"))
+    assert (ELSEWHERE, Alive(member("a"), 3)) in one.said(effects, Alive)
 
 
 def test_a_ping_for_another_id_is_not_answered():
@@ -433,6 +523,21 @@ def test_the_dead_that_still_speak_are_told_what_is_held_against_them():
     one.hear("b", Dead("a", EPOCH, 0, "b"))
     assert ("a:2", Dead("a", EPOCH, 0, "me")) in one.said(one.hear("a", Ping(1, "me")), Dead)
     assert ("a:2", Dead("a", EPOCH, 0, "me")) in one.said(one.hear("a", Alive(member("a"), 0)), Dead)
+
+
+def test_a_stale_word_that_came_over_a_peer_connection_is_answered_at_its_senders_address():
+    one = One("a", "b")
+    one.hear("b", Dead("a", EPOCH, 0, "b"))
+    assert ("a:2", Dead("a", EPOCH, 0, "me")) in one.said(one.hear("a", Alive(member("a"), 0), news=True), Dead)
+
+
+@pytest.mark.parametrize("state", ["alive", "suspect", "dead"])
+def test_a_process_that_began_anew_with_an_earlier_clock_is_told_of_the_life_to_outdo(state):
+    one = One("a", "b")
+    if state != "alive":
+        one.hear("b", (Dead if state == "dead" else Suspect)("a", EPOCH, 0, "b"))
+    stale = Alive(member("a", EPOCH - 9), 0)
+    assert ("a:2", Alive(member("a"), 0)) in one.said(one.hear("a", stale, epoch=EPOCH - 9), Alive)
 
 
 def test_the_dead_are_asked_now_and_then_so_that_a_healed_partition_mends():

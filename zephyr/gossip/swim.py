@@ -72,7 +72,7 @@ from zephyr.gossip.news import News, retransmits
 from zephyr.gossip.phi import PhiEstimate
 from zephyr.gossip.suspicion import Suspicion, confirmations_expected, suspicion_min_s
 from zephyr.gossip.table import Record, Table
-from zephyr.gossip.wire import encode_message, packet_room_bytes
+from zephyr.gossip.wire import encode_message, packet_room_bytes, plain_overhead_bytes
 from zephyr.model import Address, Instant, Member, NodeId, TimelineEntry
 
 HELPERS = 3
@@ -142,10 +142,12 @@ CONFLICT_PAUSE_S = 3.0
 class Probe:
     """One round of asking after one member."""
 
-    __slots__ = ("answered", "helpers", "nackers", "sent_s", "sequence", "target")
+    __slots__ = ("answered", "epoch", "helpers", "nackers", "sent_s", "sequence", "target")
 
     def __init__(self, target: Record, sequence: int, sent_s: float) -> None:
         self.target = target
+        self.epoch = target.member.epoch
+        """Which life was asked: a silent one says nothing of the next."""
         self.sequence = sequence
         self.sent_s = sent_s
         self.answered = False
@@ -176,13 +178,15 @@ class Swim:
         self._rng = rng
         self._lifeguard = lifeguard
         self._room_bytes = packet_room_bytes(settings.cluster, member.id)
+        self._plain_overhead_bytes = plain_overhead_bytes(settings.cluster, member.id)
+        self._has_keys = bool(settings.gossip_keyring)
+        self._stranger_room_bytes = 0
+        """What is left of the size of the packet that is being handled, for answers to who is not known."""
         self._news = News()
         self._effects: list[Effect] = []
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
-        self._serial = 0
-        self._sequence = 0
-        self._started = False
-        self._leaving = False
+        self._serial = self._sequence = 0
+        self._started = self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
         self._probe: Probe | None = None
@@ -194,9 +198,8 @@ class Swim:
         self._lag_doubt_s = -inf
         self._seed_addresses: tuple[Address, ...] = ()
         self._seed_failures = 0
-        self._resolving = False
+        self._resolving = self._introducing = False
         self._introduced: tuple[Member, ...] = ()
-        self._introducing = False
         self._conflict_epoch, self._conflict_since_s = 0, -inf
         self._exit_refuted_s = self._crowd_sync_s = -inf
         self._user_event_number = 0
@@ -226,10 +229,10 @@ class Swim:
             Ack: self._on_ack,
             PingRequest: self._on_ping_request,
             Nack: self._on_nack,
-            Alive: lambda message, packet, source, now: self._on_alive(message, packet.sender, source, now),
-            Suspect: lambda message, _packet, source, now: self._on_suspect(message, now, source),
+            Alive: lambda message, packet, source, now: self._on_alive(message, now, packet, source),
+            Suspect: lambda message, packet, source, now: self._on_suspect(message, now, packet, source),
             Exit: lambda message, packet, _source, now: self._on_exit(message, packet, now),
-            Dead: lambda message, _packet, source, now: self._on_dead(message, now, source),
+            Dead: lambda message, packet, source, now: self._on_dead(message, now, packet, source),
             Left: lambda message, _packet, _source, now: self._on_left(message, now),
             UserEvent: self._on_user_event,
             Sync: lambda _message, _packet, _source, _now: None,  # Only over streams.
@@ -409,6 +412,32 @@ class Swim:
         if messages:
             self._effects.append(SendDatagram(address, tuple(messages)))
 
+    def _answer(self, packet: Packet, source: Address, messages: list[bytes], *, with_news: bool = False) -> None:
+        """Send an answer to where a packet came from; over a peer connection it came from its sender's own address.
+
+        Whoever is not known, in the life that it claims, gets no more bytes than it sent, and what does not fit is left
+        out: its address may be forged. Knowing a life's epoch is a proof of sorts, as is a key.
+        """
+        record = self.table.members.get(packet.sender)
+        is_known = record is not None and record.member.epoch == packet.epoch
+        is_at_home = record is not None and source in ("", record.member.gossip)
+        if is_at_home and record is not None:
+            source = record.member.gossip
+        if not source:
+            return
+        if is_known or is_at_home or self._has_keys:
+            self._send(source, messages, with_news=with_news and is_at_home)
+            return
+        size_bytes = self._plain_overhead_bytes
+        fitting = []
+        for message in messages:
+            if size_bytes + len(message) <= self._stranger_room_bytes:
+                fitting.append(message)
+                size_bytes += len(message)
+        if fitting:  # All answers to one packet share its size.
+            self._stranger_room_bytes -= size_bytes
+            self._send(source, fitting, with_news=False)
+
     def _spread(self, subject: str, message: bytes, now: Instant, *, at_once: bool = False) -> None:
         """Tell everyone in time; `at_once`: by the open peer connections too."""
         self._news.put(subject, message)
@@ -494,8 +523,8 @@ class Swim:
             probe.helpers[record.member.id] = None
             self._send(record.member.gossip, [request])
         left_s = probe.sent_s + self.probe_interval_s - now.monotonic_s
-        ping = encode_message(Ping(probe.sequence, target.id))
-        self._open_stream(target.gossip, [ping], left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at))
+        ping = self._ping(probe.target, probe.sequence)
+        self._open_stream(target.gossip, ping, left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at))
 
     def _on_tcp_ack(self, probe: Probe, packet: Packet | None, now: Instant) -> None:
         if packet is None or packet.sender != probe.target.member.id or probe.answered:
@@ -514,25 +543,27 @@ class Swim:
             return
         if target.live_index < 0 or self.table.members.get(target.member.id) is not target:
             return
+        if target.member.epoch != probe.epoch:
+            return
         self._doubt(len(probe.helpers) - len(probe.nackers) if probe.helpers else 1)
         me = self.member.id
         self._on_suspect(Suspect(target.member.id, target.member.epoch, target.incarnation, me), now)
 
     def _on_ping(self, message: Ping, packet: Packet, source: Address, _now: Instant) -> None:
-        """Answer; who is unknown here gets no more than it sent, since its address may be forged."""
+        """Answer, with what is held against the sender."""
         if message.target != self.member.id or not source:
             return
         record = self.table.members.get(packet.sender)
-        if record is None:
-            self._send(source, [encode_message(Ack(message.sequence, b"", 0))], with_news=False)
+        if record is None or record.member.epoch != packet.epoch:  # A stranger: no more than this may fit.
+            answer = [encode_message(Ack(message.sequence, b"", 0))]
+            if record is not None and record.member.epoch > packet.epoch:
+                answer.append(self._alive(record))
+            self._answer(packet, source, answer)
             return
         answer = [encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))]
-        if record.member.epoch == packet.epoch and record.state != "alive":
-            if self._lifeguard or record.state != "suspect":
-                answer.append(self._accusation(record))
-        elif packet.epoch < record.member.epoch:
-            answer.append(self._alive(record))
-        self._send(source, answer, with_news=source == record.member.gossip)
+        if record.state != "alive" and (self._lifeguard or record.state != "suspect"):
+            answer.append(self._accusation(record))
+        self._answer(packet, source, answer, with_news=True)
 
     def _on_ack(self, message: Ack, packet: Packet, _source: Address, now: Instant) -> None:
         probe = self._probe
@@ -561,14 +592,20 @@ class Swim:
     # --- probing for others -------------------------------------------------------------------------
 
     def _on_ping_request(self, message: PingRequest, packet: Packet, source: Address, now: Instant) -> None:
-        if packet.sender not in self.table.members or not source or self._leaving:
+        record = self.table.members.get(packet.sender)
+        if record is None or record.member.epoch != packet.epoch or not source or self._leaving:
             return
         if len(self._relays) >= RELAYS_MAX:
             self.relays_dropped_count += 1
             return
         self._sequence += 1
         self._relays[self._sequence] = (source, message.sequence, message.target.id)
-        self._send(message.target.gossip, [encode_message(Ping(self._sequence, message.target.id))])
+        target = self.table.members.get(message.target.id)
+        if target is not None and target.member.gossip == message.target.gossip:
+            self._send(target.member.gossip, self._ping(target, self._sequence))
+        else:  # Nobody's address, as far as is known here: no more than what was asked for.
+            ping = encode_message(Ping(self._sequence, message.target.id))
+            self._send(message.target.gossip, [ping], with_news=False)
         pace = self.pace
         if self._lifeguard:
             nack_s = NACK_SHARE * min(pace.probe_timeout_s, pace.probe_interval_s - pace.probe_timeout_s)
@@ -599,10 +636,12 @@ class Swim:
             self._phi_of(record).heard(now.monotonic_s - self._paused_s)
             if record.exit_sequence:
                 record.clear_exit()
+        self._stranger_room_bytes = packet.size_bytes
         for message in packet.messages:
             self._on_message[type(message)](message, packet, source, now)
 
-    def _on_alive(self, message: Alive, sender: NodeId, source: Address, now: Instant) -> None:
+    def _on_alive(self, message: Alive, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
+        """`packet` and `source`: that it came in, if it was not part of a push-pull, which is answered anyway."""
         member = message.member
         if member.id == self.member.id:
             self._on_alive_about_self(message, now)
@@ -616,9 +655,8 @@ class Swim:
         order = (member.epoch, message.incarnation)
         known = (record.member.epoch, record.incarnation)
         if order <= known or (record.state == "left" and member.epoch == record.member.epoch):
-            if sender == member.id and source and (record.state != "alive" or member.epoch < record.member.epoch):
-                is_newer_life = member.epoch < record.member.epoch and record.state == "alive"
-                self._send(source, [self._alive(record) if is_newer_life else self._accusation(record)])
+            if packet is not None and packet.sender == member.id:
+                self._answer_stale(record, member.epoch, packet, source)
             return
         is_new_life = member.epoch > record.member.epoch
         before = record.state
@@ -634,6 +672,16 @@ class Swim:
             )
         elif before == "suspect":
             self._note(now, "member-refuted", member.id, f"incarnation {message.incarnation}")
+
+    def _answer_stale(self, record: Record, epoch: int, packet: Packet, source: Address) -> None:
+        """Tell a member that says of itself what is out of date: of a later life, or what is held against this one.
+
+        Else a process that began anew with a clock that went back, or missed an accusation, would stay dead.
+        """
+        if epoch < record.member.epoch and record.state != "left":
+            self._answer(packet, source, [self._alive(record)])
+        elif record.state != "alive":
+            self._answer(packet, source, [self._accusation(record)], with_news=True)
 
     def _on_alive_about_self(self, message: Alive, now: Instant) -> None:
         """Somebody speaks of this node: an echo, a memory of an earlier life, or another process with its id."""
@@ -670,7 +718,7 @@ class Swim:
 
         self._open_stream(other.gossip, ping, CONFLICT_TIMEOUT_S, answered)
 
-    def _on_suspect(self, message: Suspect, now: Instant, source: Address = "") -> None:
+    def _on_suspect(self, message: Suspect, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
             self._refute(message.epoch, message.incarnation, f"suspected by {message.accuser}", now)
             return
@@ -678,7 +726,7 @@ class Swim:
         if record is None or message.epoch != record.member.epoch:
             return
         if message.incarnation < record.incarnation:
-            self._set_right(record, source)
+            self._set_right(record, packet, source)
         elif record.state == "suspect" and message.incarnation == record.incarnation:
             self._confirm(record, message, now)
         elif record.live_index >= 0:
@@ -728,12 +776,12 @@ class Swim:
             return
         self._on_dead(Dead(record.member.id, record.member.epoch, record.incarnation, self.member.id), now)
 
-    def _set_right(self, record: Record, source: Address) -> None:
+    def _set_right(self, record: Record, packet: Packet | None, source: Address) -> None:
         """Tell who holds something against a member that it has refuted that since."""
-        if source and record.state == "alive" and self._lifeguard:
-            self._send(source, [self._alive(record)], with_news=False)
+        if packet is not None and source and record.state == "alive" and self._lifeguard:
+            self._answer(packet, source, [self._alive(record)])
 
-    def _on_dead(self, message: Dead, now: Instant, source: Address = "") -> None:
+    def _on_dead(self, message: Dead, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
             self._refute(message.epoch, message.incarnation, f"called dead by {message.accuser}", now)
             return
@@ -741,7 +789,7 @@ class Swim:
         if record is None or record.live_index < 0 or message.epoch != record.member.epoch:
             return
         if message.incarnation < record.incarnation:
-            self._set_right(record, source)
+            self._set_right(record, packet, source)
             return
         record.incarnation = message.incarnation
         accusers = ", ".join(record.suspicion.accusers) if record.suspicion else ""
@@ -864,6 +912,9 @@ class Swim:
                 self._effects.append(ReplyStream(event.stream_id, (self._sync(),)))
                 return
             if type(message) is Ping and message.target == self.member.id:
+                for accusation in packet.messages:  # Told by TCP where UDP is blocked.
+                    if type(accusation) in (Suspect, Dead, Left):
+                        self._on_message[type(accusation)](accusation, packet, "", now)
                 ack = encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))
                 self._effects.append(ReplyStream(event.stream_id, (ack,)))
                 return
@@ -878,7 +929,7 @@ class Swim:
                     self._on_left(Left(member.id, member.epoch, incarnation), now)
                     continue
                 if state != "dead" or member.id == self.member.id:
-                    self._on_alive(Alive(member, incarnation), packet.sender, "", now)
+                    self._on_alive(Alive(member, incarnation), now)
                 if state != "alive":
                     self._on_suspect(Suspect(member.id, member.epoch, incarnation, packet.sender), now)
 

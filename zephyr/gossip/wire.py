@@ -19,6 +19,9 @@ All arrays are msgpack. A member stands inside its message as binary, so that re
 members costs one lookup for each, and so that its length is checked before it is read. Whoever changes any of this
 raises `SCHEMA_VERSION`: within one version, everything is exact, and unknown types are refused.
 
+Sequences take the same room whatever they count, and an ack without a digest has nothing in its place, so that a plain
+ack is never longer than the ping that it answers: a forged address gains nothing by having this node answer it.
+
 Invariants:
 - Nothing is read before it is authentic: by its key, or by its checksum where the cluster has no keys (which keeps
   out accidents, not enemies).
@@ -67,7 +70,7 @@ from zephyr.model import Member, NodeId
 from zephyr.wire import MEMBER_STATES, checked_member, is_id
 
 MAGIC = 0x5A
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PACKET_BYTES_MAX = 1400
 """Fits one Ethernet frame with room for IPv6 and a tunnel's headers: IP fragments are lost together."""
@@ -165,7 +168,7 @@ def _encode_plainly(number: int, message: tuple[Any, ...]) -> bytes:
 
 def _encode_ack(message: Ack) -> bytes:
     assert len(message.ring_digest) in (0, RING_DIGEST_BYTES)
-    return _pack((2, message.sequence, message.ring_digest, min(message.lag_ms, LAG_MS_MAX)))
+    return _pack((2, message.sequence, message.ring_digest or None, min(message.lag_ms, LAG_MS_MAX)))
 
 
 def _encode_ping_request(message: PingRequest) -> bytes:
@@ -291,11 +294,11 @@ def _decode_ping(fields: tuple[Any, ...]) -> Ping:
 
 def _decode_ack(fields: tuple[Any, ...]) -> Ack:
     _, sequence, ring_digest, lag_ms = fields
-    if type(ring_digest) is not bytes or len(ring_digest) not in (0, RING_DIGEST_BYTES):
+    if ring_digest is not None and (type(ring_digest) is not bytes or len(ring_digest) != RING_DIGEST_BYTES):
         raise ValueError("ring digest of an ack")
     if type(lag_ms) is not int or not 0 <= lag_ms <= LAG_MS_MAX:
         raise ValueError("lag of an ack")
-    return Ack(_count(sequence), ring_digest, lag_ms)
+    return Ack(_count(sequence), ring_digest or b"", lag_ms)
 
 
 def _decode_ping_request(fields: tuple[Any, ...]) -> PingRequest:
@@ -579,7 +582,8 @@ class Envelope:
         if type(fields) is not tuple or len(fields) <= _HEAD_FIELDS:
             raise WireError("malformed", "a body is an array of four fields and messages")
         sender, epoch = self._admitted(fields[:_HEAD_FIELDS])
-        return Packet(sender, epoch, tuple([_message(item, _PACKET_DECODERS) for item in fields[_HEAD_FIELDS:]]))
+        messages = tuple([_message(item, _PACKET_DECODERS) for item in fields[_HEAD_FIELDS:]])
+        return Packet(sender, epoch, messages, len(packet))
 
     def seal_stream(self, messages: Sequence[bytes], epoch: int) -> bytes:
         """Return a stream packet of these messages, at least one, compressed when that pays.
@@ -605,11 +609,11 @@ class Envelope:
         if data[2] & _COMPRESSED:
             body = _inflated(body)
         try:
-            return self._read_stream(body)
+            return self._read_stream(body, len(data))
         except _UNPACK_ERRORS as error:
             raise WireError("malformed", f"msgpack: {error}") from None
 
-    def _read_stream(self, body: bytes) -> Packet:
+    def _read_stream(self, body: bytes, size_bytes: int) -> Packet:
         # Value by value, and no value is an array: small nested arrays would cost forty times their bytes.
         # Read piece by piece, because what is fed to an unpacker is copied.
         unpacker = msgpack.Unpacker(io.BytesIO(body), read_size=_PIECE_BYTES, max_array_len=0, **_SCALAR_BOUNDS)
@@ -625,14 +629,15 @@ class Envelope:
             messages.append(_message(_taken(unpacker, size), _STREAM_DECODERS))
         if unpacker.tell() != len(body):
             raise WireError("malformed", "bytes after the last message")
-        return Packet(sender, epoch, tuple(messages))
+        return Packet(sender, epoch, tuple(messages), size_bytes)
 
     def _body(self, messages: Sequence[bytes], epoch: int) -> bytes:
         if epoch != self._epoch:
             self._epoch = epoch
             self._head = self._names + _pack(epoch)
         self._sequence += 1
-        return b"".join((_ARRAY_HEADERS[_HEAD_FIELDS + len(messages)], self._head, _pack(self._sequence), *messages))
+        sequence = _packed_sequence(self._sequence)
+        return b"".join((_ARRAY_HEADERS[_HEAD_FIELDS + len(messages)], self._head, sequence, *messages))
 
     def _protected(self, kind: int, body: bytes) -> bytes:
         keyring = self.keyring
@@ -679,6 +684,11 @@ class Envelope:
         if self.keyring is not None and not self._window.admit(sender, epoch, sequence):
             raise WireError("replayed", f"packet {sequence} of {sender}")
         return sender, epoch
+
+
+def _packed_sequence(sequence: int) -> bytes:
+    """Return five bytes for each of the first 2^32 packets of a life, which are all that one key is good for."""
+    return b"\xce" + sequence.to_bytes(4, "big") if sequence < 1 << 32 else _pack(sequence)
 
 
 def _refused_header(data: bytes) -> WireError:
@@ -750,6 +760,13 @@ def message_name(message: bytes) -> str:
     """Return what an encoded message is called in metrics."""
     # The number of its type is the first element; the array's header takes three bytes in a long sync only.
     return "sync" if message[0] == 0xDC else _NAMES[message[1]]
+
+
+def plain_overhead_bytes(cluster: str, sender: NodeId) -> int:
+    """Return what `seal` adds to up to eleven messages where nothing is encrypted, within the first 2^32 packets."""
+    epoch_bytes, sequence_bytes, array_header_bytes = 9, 5, 1
+    head_bytes = array_header_bytes + len(_pack(cluster) + _pack(sender)) + epoch_bytes + sequence_bytes
+    return _HEADER_BYTES + head_bytes + CHECKSUM_BYTES
 
 
 def packet_room_bytes(cluster: str, sender: NodeId) -> int:
