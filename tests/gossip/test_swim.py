@@ -547,6 +547,50 @@ def test_the_dead_are_asked_now_and_then_so_that_a_healed_partition_mends():
     assert "a:2" in [address for address, message in one.said(effects, Dead) if message.id == "a"]
 
 
+def test_who_left_is_asked_too_and_is_found_when_its_address_is_used_again():
+    one = One("a", "b")
+    one.hear("b", Left("a", EPOCH, 0))
+    said = one.messages(one.until(100 * DEAD_PING_INTERVAL_S))
+    assert any(address == "a:2" and type(message) is Ping for address, message in said)
+    assert any(
+        address == "a:2" and message == Alive(one.swim.member, one.swim.incarnation) for address, message in said
+    )
+    one.hear("a", Alive(member("a", EPOCH + 1), 0), epoch=EPOCH + 1)
+    assert one.state("a") == "alive"
+
+
+def test_the_goodbye_of_a_life_that_came_and_went_unheard_ends_the_one_before():
+    one = One("a", "b")
+    one.hear("b", Left("a", EPOCH + 1, 0))
+    assert (one.state("a"), one.swim.table.members["a"].member.epoch) == ("left", EPOCH + 1)
+    one.hear("b", Alive(member("a"), 9), Suspect("a", EPOCH + 1, 0, "b"), Dead("a", EPOCH, 9, "b"))
+    assert one.state("a") == "left"
+
+
+def test_who_dies_and_comes_back_again_and_again_takes_no_more_room_or_turns():
+    one = One("a", "b", "c")
+    for incarnation in range(2000):
+        one.hear("b", Dead("a", EPOCH, incarnation, "b"), Alive(member("a"), incarnation + 1))
+    assert len(one.swim._timers) < 20
+    asked = []
+    for _ in range(9):
+        address, ping = one.ping()
+        one.answer(address, ping)
+        asked.append(address)
+    assert asked.count("a:2") <= 4
+
+
+def test_who_comes_back_is_forgotten_that_long_after_its_last_death():
+    one = One("a", "b", dead_memory=60.0)
+    one.hear("b", Dead("a", EPOCH, 0, "b"))
+    one.until(30)
+    one.hear("b", Alive(member("a"), 1), Dead("a", EPOCH, 1, "b"))
+    one.until(89)
+    assert "a" in one.swim.table.members
+    one.until(91)
+    assert "a" not in one.swim.table.members
+
+
 def test_the_dead_are_forgotten_in_the_end():
     one = One("a", "b", dead_memory=60.0)
     one.hear("b", Dead("a", EPOCH, 0, "b"))

@@ -105,6 +105,8 @@ SYNC_SCALE_MEMBERS = 32
 """Up to this many members the profile's push-pull interval holds; each doubling adds one interval."""
 DEAD_PING_INTERVAL_S = 5.0
 """One member that is thought dead is told so this often: if it lives it refutes, so a healed partition mends."""
+LEFT_PING_SHARE = 0.2
+"""Of these pings that go to members that left: they are not expected to live, but their addresses may be used again."""
 SEED_RETRY_FIRST_S = 0.25
 SEED_RETRY_MAX_S = 5.0
 """Pause between two attempts to join while alone, doubling from the first."""
@@ -806,7 +808,12 @@ class Swim:
                 self._renew(replace(self.member, epoch=message.epoch + 1), 0, now)
             return
         record = self.table.members.get(message.id)
-        if record is None or record.state == "left" or message.epoch != record.member.epoch:
+        if record is None or message.epoch < record.member.epoch:
+            return
+        if message.epoch > record.member.epoch:  # Of a life that came and went unheard: nor is the one before it there.
+            record.member, record.incarnation = replace(record.member, epoch=message.epoch), message.incarnation
+            record.phi_estimate = record.alive_message = None
+        elif record.state == "left":
             return
         self._set_state(record, "left", now)
         self._spread(message.id, encode_message(message), now)
@@ -850,15 +857,22 @@ class Swim:
         self.table.move(record)
 
     def _remember(self, record: Record, now: Instant) -> None:
-        since_s = record.since_s
-        forget_s = now.monotonic_s + self._settings.dead_memory
-        self._at(forget_s, self._forget, (record, since_s))
+        """Forget who died or left after a day; one timer for each, however often it comes back meanwhile."""
+        if not record.forget_armed:
+            record.forget_armed = True
+            self._at(now.monotonic_s + self._settings.dead_memory, self._forget, record)
 
-    def _forget(self, argument: tuple[Record, float], _now: Instant) -> None:
-        record, since_s = argument
-        if record.live_index < 0 and record.since_s == since_s and self.table.members.get(record.member.id) is record:
-            del self.table.members[record.member.id]
-            self.change_count += 1
+    def _forget(self, record: Record, now: Instant) -> None:
+        record.forget_armed = False
+        if record.live_index >= 0:
+            return
+        forget_s = record.since_s + self._settings.dead_memory
+        if now.monotonic_s < forget_s:
+            record.forget_armed = True
+            self._at(forget_s, self._forget, record)
+            return
+        del self.table.members[record.member.id]
+        self.change_count += 1
 
     def _alive(self, record: Record) -> bytes:
         if record.alive_message is None:
@@ -866,13 +880,14 @@ class Swim:
         return record.alive_message
 
     def _ping_a_dead(self, now: Instant) -> None:
-        """Tell one of the dead that it is thought dead."""
+        """Tell one of the dead that it is thought dead; sometimes one that left, whose next life may be lost to us."""
         self._at(now.monotonic_s + DEAD_PING_INTERVAL_S, self._ping_a_dead)
         if len(self.table.members) == len(self.table.live) or self._leaving:
             return
-        dead = [record for record in self.table.members.values() if record.state == "dead"]
-        if dead:
-            record = dead[int(self._rng.random() * len(dead))]
+        wanted = "left" if self._rng.random() < LEFT_PING_SHARE else "dead"
+        gone = [record for record in self.table.members.values() if record.state == wanted]
+        if gone:
+            record = gone[int(self._rng.random() * len(gone))]
             self._sequence += 1
             ping = encode_message(Ping(self._sequence, record.member.id))
             self._send(record.member.gossip, [ping, self._accusation(record), self._encoded_self], with_news=False)

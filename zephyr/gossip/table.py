@@ -37,8 +37,10 @@ class Record:
         "exit_rest_s",
         "exit_sequence",
         "exit_told_s",
+        "forget_armed",
         "heard_s",
         "incarnation",
+        "is_in_round",
         "is_refused",
         "is_silent",
         "is_udp_blocked",
@@ -62,6 +64,10 @@ class Record:
         """While, and only while, the state is suspect."""
         self.live_index = -1
         """Place among the live ones, or -1."""
+        self.is_in_round = False
+        """Its turn to be probed is still to come in this round."""
+        self.forget_armed = False
+        """A timer will see whether it is to be forgotten."""
         self.is_udp_blocked = False
         """TCP answered where UDP did not."""
         self.alive_message: bytes | None = None
@@ -111,7 +117,7 @@ class Table:
         self.members: dict[NodeId, Record] = {}
         self.live: list[Record] = []
         """Alive and suspected, in no order."""
-        self._round: list[NodeId] = []
+        self._round: list[Record] = []
         """Whom to probe in this round; taken from the end."""
         self._rng = rng
 
@@ -141,7 +147,9 @@ class Table:
         """Take a member in, at a random place of the round (SWIM, section 4.3)."""
         record.live_index = len(self.live)
         self.live.append(record)
-        self._round.insert(int(self._rng.random() * (len(self._round) + 1)), record.member.id)
+        if not record.is_in_round:  # Who died and came back may have its turn still to come.
+            record.is_in_round = True
+            self._round.insert(int(self._rng.random() * (len(self._round) + 1)), record)
 
     def some(self, count: int, without: NodeId = "") -> list[Record]:
         """Choose up to `count` live members at random, all different."""
@@ -160,12 +168,15 @@ class Table:
     def next_target(self, running_s: float) -> Record | None:
         """Take the next member of the round, or a silent one a little further on; None when nobody is live."""
         if not self._round:
-            self._round = [record.member.id for record in self.live]
+            self._round = self.live.copy()
             self._rng.shuffle(self._round)
+            for record in self._round:
+                record.is_in_round = True
         while self._round:
             self._bring_forward_the_silent(running_s)
-            record = self.members.get(self._round.pop())
-            if record is not None and record.live_index >= 0:
+            record = self._round.pop()
+            record.is_in_round = False
+            if record.live_index >= 0:
                 return record
         return None
 
@@ -175,8 +186,8 @@ class Table:
         first = len(ahead) - 1
         best, best_phi = first, PHI_PROBE
         for index in range(first, max(-1, first - LOOKAHEAD), -1):
-            record = self.members.get(ahead[index])
-            if record is not None and record.state == "alive":
+            record = ahead[index]
+            if record.state == "alive":
                 phi = record.phi(running_s)
                 if phi > best_phi:
                     best, best_phi = index, phi
@@ -193,4 +204,5 @@ class Table:
             assert not is_live or self.live[record.live_index] is record
             live += is_live
         assert live == len(self.live)
+        assert len(set(map(id, self._round))) == len(self._round)
         assert len(self.members) <= MEMBERS_KNOWN_MAX
