@@ -162,7 +162,9 @@ class Runtime:
         self.node = Node(settings, self._announcement(), self._rng, now())
         self.metrics.peer_results = self.peers.counters.results
         self.metrics.peer_totals = self.peers.counters.totals
-        self.metrics.gossip_totals = lambda: (self.gossip.counters.messages, self.gossip.counters.drops)
+        counters = self.gossip.counters
+        self.metrics.gossip_totals = lambda: (counters.messages, counters.drops)
+        self.metrics.gossip_transport = lambda: {"send_errors": counters.send_errors, "streams": counters.streams}
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if settings.etcd:
             keyspace = Keyspace(settings.cluster)

@@ -24,6 +24,7 @@ from zephyr.events import (
     StreamReceived,
     StreamReplied,
 )
+from zephyr.gossip import swim, table
 from zephyr.gossip.messages import (
     Ack,
     Alive,
@@ -260,11 +261,26 @@ def test_a_silent_life_says_nothing_of_the_next_one():
     assert one.state("a") == "alive"
 
 
-def test_pings_for_others_are_bounded():
+def test_pings_for_others_are_bounded_and_those_beyond_it_counted():
     one = One("a", "b")
     for number in range(RELAYS_MAX + 5):
         one.hear("a", PingRequest(number, member("b")))
-    assert one.swim.relays_dropped_count == 5
+    assert one.swim.overflows == {"ping-requests": 5}
+
+
+def test_members_are_bounded_and_strangers_beyond_it_counted(monkeypatch):
+    monkeypatch.setattr(table, "MEMBERS_KNOWN_MAX", 2)
+    one = One("a", "b")
+    one.hear("a", Alive(member("x"), 0))
+    assert list(one.swim.table.members) == ["a", "b"]
+    assert one.swim.overflows == {"members": 1}
+
+
+def test_streams_are_bounded_and_those_beyond_it_counted(monkeypatch):
+    monkeypatch.setattr(swim, "STREAMS_MAX", 1)
+    one = One("a", "b")
+    one._did(one.swim.introduce([member("x"), member("y"), member("z")], at(0)))
+    assert one.swim.overflows == {"streams": 2}
 
 
 def test_a_stranger_gets_no_more_than_it_sent():
@@ -324,6 +340,32 @@ def test_a_member_is_answered_in_full_where_it_is_not_at_home_too():
 
 def test_a_ping_for_another_id_is_not_answered():
     assert One("a").hear("a", Ping(5, "somebody")) == []
+
+
+def test_an_ack_tells_of_its_senders_ring():
+    one = One("a")
+    address, ping = one.ping()
+    one.hear("a", Ack(ping.sequence, b"12345678", 0))
+    assert one.swim.table.members["a"].ring_digest == b"12345678"
+    assert address == "a:2"
+
+
+def test_an_answer_by_tcp_is_a_sign_of_life_as_any_packet():
+    one = One("a")
+    one.until(0.2)
+    one.event(StreamReceived(9, Packet("a", EPOCH, (Ping(4, "me"),))))
+    one.until(0.3)
+    one.event(StreamReceived(10, Packet("a", EPOCH - 1, (Ping(4, "me"),))))
+    record = one.swim.table.members["a"]
+    assert record.heard_s == record.phi_estimate.last_s == 0.2, "not that of another life"
+
+
+def test_how_long_a_death_took_to_be_known_is_counted_from_the_last_sign_of_life():
+    one = One("a", "b")
+    one.hear("a", Nack(0))
+    one.now_s = 4.0
+    one.hear("b", Dead("a", EPOCH, 0, "b"))
+    assert (one.swim.detections, one.swim.detections_s) == (1, 4.0)
 
 
 # --- doubt of itself ----------------------------------------------------------------------------------
@@ -552,9 +594,7 @@ def test_who_left_is_asked_too_and_is_found_when_its_address_is_used_again():
     one.hear("b", Left("a", EPOCH, 0))
     said = one.messages(one.until(100 * DEAD_PING_INTERVAL_S))
     assert any(address == "a:2" and type(message) is Ping for address, message in said)
-    assert any(
-        address == "a:2" and message == Alive(one.swim.member, one.swim.incarnation) for address, message in said
-    )
+    assert ("a:2", Alive(one.swim.member, one.swim.incarnation)) in said
     one.hear("a", Alive(member("a", EPOCH + 1), 0), epoch=EPOCH + 1)
     assert one.state("a") == "alive"
 

@@ -26,11 +26,9 @@ def retransmits(members: int) -> int:
 class News:
     """The queue. Subjects are member ids, or any other text for what is not about a member."""
 
-    __slots__ = ("_heap", "_latest", "_serial", "dropped_count")
+    __slots__ = ("_heap", "_latest", "_serial")
 
     def __init__(self) -> None:
-        self.dropped_count = 0
-        """Messages that the cap pushed out before they were sent often enough."""
         self._latest: dict[str, tuple[int, bytes]] = {}
         """Subject -> (serial, encoded message)."""
         self._heap: list[tuple[int, int, str]] = []
@@ -40,16 +38,21 @@ class News:
     def __len__(self) -> int:
         return len(self._latest)
 
-    def put(self, subject: str, message: bytes) -> None:
-        """Queue a message; it replaces what was said of this subject before."""
+    def put(self, subject: str, message: bytes) -> bool:
+        """Queue a message; it replaces what was said of this subject before.
+
+        Return whether the cap pushed another one out before it was sent often enough.
+        """
         self._serial += 1
         self._latest[subject] = (self._serial, message)
         heapq.heappush(self._heap, (0, -self._serial, subject))
-        if len(self._latest) > NEWS_MAX:
+        overflows = len(self._latest) > NEWS_MAX
+        if overflows:
             self._drop_most_sent()
         if len(self._heap) > 2 * NEWS_MAX:
             self._heap = [entry for entry in self._heap if self._is_latest(entry)]
             heapq.heapify(self._heap)
+        return overflows
 
     def take(self, bytes_max: int, sends_max: int) -> list[bytes]:
         """Return the messages for one packet, at most `bytes_max` bytes together, and count them as sent once."""
@@ -84,4 +87,3 @@ class News:
         """Make room: what was sent most often has reached most members."""
         entry = max(entry for entry in self._heap if self._is_latest(entry))
         del self._latest[entry[2]]
-        self.dropped_count += 1

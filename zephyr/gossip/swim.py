@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import inf, log2
@@ -174,7 +175,10 @@ class Swim:
         self.change_count = 0
         """Grows with every change of what this node believes of somebody."""
         self.refutation_count = 0
-        self.relays_dropped_count = 0
+        self.overflows: Counter[str] = Counter()
+        """What a bound of this machine turned away, by what was bounded."""
+        self.detections, self.detections_s = 0, 0.0
+        """Deaths learned of, and together the time that had passed since each was last heard."""
         self.pace = GOSSIP_PACES[settings.gossip_profile]
         self._settings = settings
         self._rng = rng
@@ -187,7 +191,7 @@ class Swim:
         self._news = News()
         self._effects: list[Effect] = []
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
-        self._serial = self._sequence = 0
+        self._serial = self._sequence = self._user_event_number = self._seed_failures = 0
         self._started = self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
@@ -197,14 +201,11 @@ class Swim:
         self._exit_pings: dict[int, NodeId] = {}
         self._streams: dict[int, Callable[[Packet | None, Instant], None]] = {}
         self._gossip_armed = False
-        self._lag_doubt_s = -inf
         self._seed_addresses: tuple[Address, ...] = ()
-        self._seed_failures = 0
         self._resolving = self._introducing = False
         self._introduced: tuple[Member, ...] = ()
         self._conflict_epoch, self._conflict_since_s = 0, -inf
-        self._exit_refuted_s = self._crowd_sync_s = -inf
-        self._user_event_number = 0
+        self._exit_refuted_s = self._crowd_sync_s = self._lag_doubt_s = -inf
         self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
         self._encoded_self = b""
         self._sync_cache: tuple[int, bytes] = (-1, b"")
@@ -442,7 +443,8 @@ class Swim:
 
     def _spread(self, subject: str, message: bytes, now: Instant, *, at_once: bool = False) -> None:
         """Tell everyone in time; `at_once`: by the open peer connections too."""
-        self._news.put(subject, message)
+        if self._news.put(subject, message):
+            self.overflows["news"] += 1
         if not self._gossip_armed and self._started:
             self._gossip_armed = True
             self._at(now.monotonic_s + self.pace.gossip_interval_s, self._gossip)
@@ -584,6 +586,7 @@ class Swim:
         probe.answered = True
         if is_direct:
             target.is_udp_blocked = False
+            target.ring_digest = message.ring_digest
             self._phi_of(target).answered(max(0.0, now.monotonic_s - probe.sent_s - message.lag_ms / 1000))
 
     def _on_nack(self, message: Nack, packet: Packet, _source: Address, _now: Instant) -> None:
@@ -598,7 +601,7 @@ class Swim:
         if record is None or record.member.epoch != packet.epoch or not source or self._leaving:
             return
         if len(self._relays) >= RELAYS_MAX:
-            self.relays_dropped_count += 1
+            self.overflows["ping-requests"] += 1
             return
         self._sequence += 1
         self._relays[self._sequence] = (source, message.sequence, message.target.id)
@@ -632,15 +635,19 @@ class Swim:
 
     def _on_datagram(self, event: DatagramReceived, now: Instant) -> None:
         packet, source = event.packet, event.source
+        self._hear(packet, now)
+        self._stranger_room_bytes = packet.size_bytes
+        for message in packet.messages:
+            self._on_message[type(message)](message, packet, source, now)
+
+    def _hear(self, packet: Packet, now: Instant) -> None:
+        """Take a packet, whatever it says, as a sign of its sender's life."""
         record = self.table.members.get(packet.sender)
         if record is not None and record.member.epoch == packet.epoch:
             record.heard_s = now.monotonic_s
             self._phi_of(record).heard(now.monotonic_s - self._paused_s)
             if record.exit_sequence:
                 record.clear_exit()
-        self._stranger_room_bytes = packet.size_bytes
-        for message in packet.messages:
-            self._on_message[type(message)](message, packet, source, now)
 
     def _on_alive(self, message: Alive, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         """`packet` and `source`: that it came in, if it was not part of a push-pull, which is answered anyway."""
@@ -650,9 +657,11 @@ class Swim:
             return
         record = self.table.members.get(member.id)
         if record is None:
-            if not self.table.is_full:
-                self._add(member, message.incarnation, now)
-                self._spread(member.id, self._alive(self.table.members[member.id]), now)
+            if self.table.is_full:
+                self.overflows["members"] += 1
+                return
+            self._add(member, message.incarnation, now)
+            self._spread(member.id, self._alive(self.table.members[member.id]), now)
             return
         order = (member.epoch, message.incarnation)
         known = (record.member.epoch, record.incarnation)
@@ -798,6 +807,9 @@ class Swim:
         self._set_state(record, "dead", now)
         self._spread(message.id, encode_message(message), now, at_once=message.accuser == self.member.id)
         self._remember(record, now)
+        if record.heard_s > -inf:
+            self.detections += 1
+            self.detections_s += now.monotonic_s - record.heard_s
         how = "exit seen" if record.exit_observers else "silent"
         suspected = f", suspected by {accusers}" if accusers else ""
         self._note(now, "member-dead", message.id, f"declared by {message.accuser}; {how}{suspected}")
@@ -921,6 +933,7 @@ class Swim:
 
     def _on_stream(self, event: StreamReceived, now: Instant) -> None:
         packet = event.packet
+        self._hear(packet, now)
         for message in packet.messages:
             if type(message) is Sync:
                 self._merge(packet, now)
@@ -955,7 +968,10 @@ class Swim:
         timeout_s: float,
         done: Callable[[Packet | None, Instant], None],
     ) -> None:
-        if len(self._streams) >= STREAMS_MAX or timeout_s <= 0:
+        if timeout_s <= 0:
+            return
+        if len(self._streams) >= STREAMS_MAX:
+            self.overflows["streams"] += 1
             return
         self._sequence += 1
         self._streams[self._sequence] = done
@@ -963,6 +979,8 @@ class Swim:
 
     def _on_stream_ended(self, stream_id: int, packet: Packet | None, now: Instant) -> None:
         done = self._streams.pop(stream_id, None)
+        if packet is not None:
+            self._hear(packet, now)
         if done is not None:
             done(packet, now)
 

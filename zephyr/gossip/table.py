@@ -47,6 +47,7 @@ class Record:
         "live_index",
         "member",
         "phi_estimate",
+        "ring_digest",
         "since_s",
         "state",
         "suspicion",
@@ -60,6 +61,8 @@ class Record:
         """Monotonic seconds at which `state` took its value."""
         self.phi_estimate: PhiEstimate | None = None
         """None until it was heard."""
+        self.ring_digest = b""
+        """What its last ack said of its ring; empty: nothing."""
         self.suspicion: Suspicion | None = None
         """While, and only while, the state is suspect."""
         self.live_index = -1
