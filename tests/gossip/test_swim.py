@@ -688,6 +688,16 @@ def test_a_memory_of_a_later_life_stops_nobody_but_is_outdone():
     assert one.swim.member.epoch == EPOCH + 6
 
 
+def test_an_earlier_life_that_runs_elsewhere_is_told_of_the_later_one_by_tcp():
+    one = One("a", "b")
+    effects = one.hear_from(ELSEWHERE, "a", Ping(5, "me"), Ping(6, "me"), epoch=EPOCH - 1)
+    [stream] = [effect for effect in effects if isinstance(effect, OpenStream)]
+    assert stream.address == ELSEWHERE
+    opened = one.reader.open_stream(Envelope("dev", "me", None, bytes).seal_stream(stream.messages, EPOCH))
+    assert SyncEntry(member("a"), 0, "alive") in opened.messages[0].entries
+    assert [address for address, _ in one.said(effects, Ack)] == [ELSEWHERE]
+
+
 def test_an_earlier_namesake_is_ignored():
     one = One("a")
     assert one.hear("a", Alive(replace(NAMESAKE, epoch=EPOCH - 1), 0)) == []

@@ -136,6 +136,8 @@ LAG_DOUBT_S = 0.2
 """An event loop this late makes a node doubt itself: it is a fifth of a probe interval."""
 PAUSE_S = 0.5
 """A timer this late means that the node did not run: what waited meanwhile gets that time on top."""
+NAMESAKE_TOLD_S = 0.9
+"""At most one namesake is told of another in that time, and given it to answer: less than a connect's second try."""
 CONFLICT_TIMEOUT_S = 2.0
 """How long a process that claims this node's id has to answer before it counts as a memory."""
 CONFLICT_PAUSE_S = 3.0
@@ -205,7 +207,7 @@ class Swim:
         self._resolving = self._introducing = False
         self._introduced: tuple[Member, ...] = ()
         self._conflict_epoch, self._conflict_since_s = 0, -inf
-        self._exit_refuted_s = self._crowd_sync_s = self._lag_doubt_s = -inf
+        self._exit_refuted_s = self._crowd_sync_s = self._lag_doubt_s = self._namesake_told_s = -inf
         self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
         self._encoded_self = b""
         self._sync_cache: tuple[int, bytes] = (-1, b"")
@@ -553,7 +555,14 @@ class Swim:
         me = self.member.id
         self._on_suspect(Suspect(target.member.id, target.member.epoch, target.incarnation, me), now)
 
-    def _on_ping(self, message: Ping, packet: Packet, source: Address, _now: Instant) -> None:
+    def _tell_namesake(self, record: Record, source: Address, now: Instant) -> None:
+        """Tell an earlier life that runs elsewhere of the later one: by TCP, since its address may be forged."""
+        is_due = now.monotonic_s >= self._namesake_told_s + NAMESAKE_TOLD_S
+        if is_due and source != record.member.gossip and not self._has_keys:
+            self._namesake_told_s = now.monotonic_s
+            self._sync_with(source, now, NAMESAKE_TOLD_S)
+
+    def _on_ping(self, message: Ping, packet: Packet, source: Address, now: Instant) -> None:
         """Answer, with what is held against the sender."""
         if message.target != self.member.id or not source:
             return
@@ -562,6 +571,7 @@ class Swim:
             answer = [encode_message(Ack(message.sequence, b"", 0))]
             if record is not None and record.member.epoch > packet.epoch:
                 answer.append(self._alive(record))
+                self._tell_namesake(record, source, now)
             self._answer(packet, source, answer)
             return
         answer = [encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))]
@@ -915,12 +925,12 @@ class Swim:
         for record in self.table.some(1):
             self._sync_with(record.member.gossip, now)
 
-    def _sync_with(self, address: Address, _now: Instant) -> None:
+    def _sync_with(self, address: Address, _now: Instant, timeout_s: float = SYNC_TIMEOUT_S) -> None:
         def synced(packet: Packet | None, now: Instant) -> None:
             if packet is not None:
                 self._merge(packet, now)
 
-        self._open_stream(address, [self._sync()], SYNC_TIMEOUT_S, synced)
+        self._open_stream(address, [self._sync()], timeout_s, synced)
 
     def _sync(self) -> bytes:
         """Return all that this node knows, encoded."""
