@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -17,6 +18,8 @@ from zephyr.events import (
     PeerDisconnected,
     PeerRefused,
     ReplyStream,
+    ResolveSeeds,
+    SeedsResolved,
     SendDatagram,
     SendNews,
     Stop,
@@ -49,6 +52,9 @@ from zephyr.gossip.swim import (
     PAUSE_S,
     QUESTION_SHARES,
     RELAYS_MAX,
+    SEED_RETRY_FIRST_S,
+    SEED_RETRY_MAX_S,
+    SEED_REVISIT_S,
     Swim,
 )
 from zephyr.gossip.table import PHI_PROBE
@@ -160,6 +166,23 @@ def test_who_does_not_answer_is_asked_through_three_others_and_by_tcp():
     [stream] = [effect for effect in effects if isinstance(effect, OpenStream)]
     assert stream.address == address
     assert stream.timeout_s <= PACE.probe_interval_s - PACE.probe_timeout_s + 1e-9
+
+
+def test_helpers_are_those_whose_silence_surprises_least():
+    one = One("a", "b", "c", "d", "e")
+    for second in range(60):
+        for node_id in ("a", "b", "c", "d", "e") if second < 40 else ("a", "c", "d", "e"):
+            one.hear(node_id, Nack(0))
+        for address, ping in one.said(one.until(float(second)), Ping):
+            one.answer(address, ping)
+    helpers: set[str] = set()
+    while len(helpers) < 4:
+        one.hear("a", *(Alive(member(node_id), int(one.now_s)) for node_id in "abcde"))
+        effects = one.until(one.swim.deadline())
+        helpers |= {address for address, _ in one.said(effects, PingRequest)}
+        for node_id in "acde":
+            one.hear(node_id, Nack(0))
+    assert helpers == {"a:2", "c:2", "d:2", "e:2"}
 
 
 def test_who_answers_by_tcp_alone_is_not_suspected():
@@ -701,6 +724,54 @@ def test_an_earlier_life_that_runs_elsewhere_is_told_of_the_later_one_by_tcp():
 def test_an_earlier_namesake_is_ignored():
     one = One("a")
     assert one.hear("a", Alive(replace(NAMESAKE, epoch=EPOCH - 1), 0)) == []
+
+
+# --- seeds ----------------------------------------------------------------------------------------------
+
+
+def resolve_times(one: One, seconds: float, answer: object) -> list[float]:
+    """Return when the seeds were asked for, each time answered."""
+    times_s = [0.0] if any(isinstance(effect, ResolveSeeds) for effect in one.effects) else []
+    if times_s:
+        one.event(answer)
+    while one.swim.deadline() <= seconds:
+        effects = one.until(one.swim.deadline())
+        for address, ping in one.said(effects, Ping):
+            one.answer(address, ping)
+        if any(isinstance(effect, ResolveSeeds) for effect in effects):
+            times_s.append(one.now_s)
+            one.event(answer)
+    return times_s
+
+
+def test_while_alone_a_name_that_does_not_resolve_is_asked_for_again_and_again_with_growing_pauses():
+    one = One(join=("dns:zephyr:7946",))
+    failed = SeedsResolved((), ("seed dns:zephyr:7946: no address",))
+    times_s = resolve_times(one, 600.0, failed)
+    pauses_s = [later - sooner for sooner, later in pairwise(times_s)]
+    assert pauses_s[0] < 1.3 * SEED_RETRY_FIRST_S
+    assert max(pauses_s) <= 1.25 * SEED_RETRY_MAX_S
+    assert len(times_s) > 600 / (1.25 * SEED_RETRY_MAX_S)
+    assert notes(one.effects) == ["seed-unresolved"], "which is said once"
+
+
+def test_a_seed_that_resolves_is_asked_for_all_it_knows():
+    one = One(join=("a:2",))
+    effects = one.event(SeedsResolved(("a:2", "me:2"), ()))
+    [stream] = [effect for effect in effects if isinstance(effect, OpenStream)]
+    assert stream.address == "a:2"
+    one.event(
+        StreamReplied(stream.stream_id, Packet("a", EPOCH, (Sync((SyncEntry(member("a"), 0, "alive"),), False),)))
+    )
+    assert one.state("a") == "alive"
+
+
+def test_seeds_are_visited_now_and_then_even_when_all_is_well():
+    one = One("a", "b", join=("a:2", "x:2"))
+    times_s = resolve_times(one, 300.0, SeedsResolved(("a:2", "x:2"), ()))
+    assert 300 / (1.25 * SEED_REVISIT_S) - 1 <= len(times_s) <= 300 / (0.75 * SEED_REVISIT_S) + 1
+    streams = [effect for effect in one.effects if isinstance(effect, OpenStream)]
+    assert "x:2" in [stream.address for stream in streams], "where no member is known to be"
 
 
 # --- push-pull ------------------------------------------------------------------------------------------

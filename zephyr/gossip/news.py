@@ -12,6 +12,8 @@ from math import ceil, log10
 
 NEWS_MAX = 4096
 """Messages held: every member of the largest simulated cluster, four times. Beyond it what was sent most often goes."""
+NEWS_ROOM = NEWS_MAX // 8
+"""Messages that go at once then: looking for them takes a millisecond, which is too long for each of a flood."""
 RETRANSMIT_MULTIPLIER = 4
 """Sends of each message, times the number of decimal digits of the cluster's size."""
 MISFITS_MAX = 3
@@ -38,21 +40,19 @@ class News:
     def __len__(self) -> int:
         return len(self._latest)
 
-    def put(self, subject: str, message: bytes) -> bool:
+    def put(self, subject: str, message: bytes) -> int:
         """Queue a message; it replaces what was said of this subject before.
 
-        Return whether the cap pushed another one out before it was sent often enough.
+        Return how many others the cap pushed out before they were sent often enough.
         """
         self._serial += 1
         self._latest[subject] = (self._serial, message)
         heapq.heappush(self._heap, (0, -self._serial, subject))
-        overflows = len(self._latest) > NEWS_MAX
-        if overflows:
-            self._drop_most_sent()
+        dropped = self._make_room() if len(self._latest) > NEWS_MAX else 0
         if len(self._heap) > 2 * NEWS_MAX:
             self._heap = [entry for entry in self._heap if self._is_latest(entry)]
             heapq.heapify(self._heap)
-        return overflows
+        return dropped
 
     def take(self, bytes_max: int, sends_max: int) -> list[bytes]:
         """Return the messages for one packet, at most `bytes_max` bytes together, and count them as sent once."""
@@ -83,7 +83,11 @@ class News:
         latest = self._latest.get(entry[2])
         return latest is not None and latest[0] == -entry[1]
 
-    def _drop_most_sent(self) -> None:
-        """Make room: what was sent most often has reached most members."""
-        entry = max(entry for entry in self._heap if self._is_latest(entry))
-        del self._latest[entry[2]]
+    def _make_room(self) -> int:
+        """Drop what was sent most often, which has reached most members, and of that the oldest."""
+        self._heap = sorted(entry for entry in self._heap if self._is_latest(entry))
+        dropped = self._heap[-NEWS_ROOM:]
+        del self._heap[-NEWS_ROOM:]
+        for _, _, subject in dropped:
+            del self._latest[subject]
+        return len(dropped)

@@ -445,8 +445,9 @@ class Swim:
 
     def _spread(self, subject: str, message: bytes, now: Instant, *, at_once: bool = False) -> None:
         """Tell everyone in time; `at_once`: by the open peer connections too."""
-        if self._news.put(subject, message):
-            self.overflows["news"] += 1
+        dropped = self._news.put(subject, message)
+        if dropped:
+            self.overflows["news"] += dropped
         if not self._gossip_armed and self._started:
             self._gossip_armed = True
             self._at(now.monotonic_s + self.pace.gossip_interval_s, self._gossip)
