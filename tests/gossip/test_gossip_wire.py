@@ -577,7 +577,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_large(inflated_mib):
     data = plain(bomb + packer.flush(), 6)
     receiver = envelope("n2")
     assert cause_of(receiver.open_stream, data) == "oversized"
-    assert allocated_peak(lambda: receiver.open_stream(data)) < STREAM_BYTES_MAX / 2
+    assert allocated_peak(lambda: receiver.open_stream(data)) < MIB / 2
 
 
 def test_a_broken_compressed_body_is_malformed():
@@ -693,17 +693,20 @@ def test_arbitrary_bytes_allocate_no_more_than_a_mebibyte(data):
 
 @pytest.mark.parametrize(
     "filling",
-    [b"\xdd\x00\x00\x08\x00", b"\x9f" + b"\x91\x00" * 15, b"\xa2ab", b"\xcd\x01\x01", b"\xc4\x01a", b"\x80"],
-    ids=["claims", "small arrays", "texts", "numbers", "binaries", "maps"],
-)
-def test_no_malformed_stream_allocates_more_than_twice_its_bound(filling):
-    # A sync of as many fields as there may be, for the price of a mebibyte; then the same compressed to a few KiB.
+    [
+        b"\xdd\x00\x00\x08\x00", b"\x9f" + b"\x91\x00" * 15, b"\xa2ab", b"\xd9\x28" + b"a" * 40, b"\xcd\x01\x01",
+        b"\xc4\x01a", b"\xc4\x28" + bytes(40), b"\x80",
+    ],
+    ids=["claims", "small arrays", "texts", "longer texts", "numbers", "binaries", "longer binaries", "maps"],
+)  # fmt: skip
+def test_no_malformed_stream_allocates_more_than_a_mebibyte(filling):
+    # A sync of as many fields as there may be, in the longest stream; then the same compressed to a few KiB.
     head = b"\x95" + msgpack.packb(["dev", "n1", EPOCH, 1])[1:] + b"\xdc\x18\x02\x0b\xc2"
-    body = (head + filling * (MIB // len(filling)))[: MIB - 7]
+    body = (head + filling * (STREAM_BYTES_MAX // len(filling)))[: STREAM_BYTES_MAX - 7]
     receiver = envelope("n2")
     for data in (plain(body, 2), plain(zlib.compress(body), 6)):
         assert cause_of(receiver.open_stream, data) == "malformed"
-        assert allocated_peak(lambda data=data: receiver.open_stream(data)) < 2 * STREAM_BYTES_MAX
+        assert allocated_peak(lambda data=data: receiver.open_stream(data)) < MIB
 
 
 def test_what_is_remembered_of_checked_members_and_ids_is_bounded(monkeypatch):

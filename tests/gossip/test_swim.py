@@ -791,6 +791,20 @@ def test_a_push_pull_is_answered_with_all_that_is_known():
     assert states == {"me": "alive", "a": "dead", "b": "alive", "x": "alive"}
 
 
+def test_a_push_pull_leaves_the_dead_out_rather_than_be_too_long():
+    one = One()
+    for number in range(1000):
+        long = replace(member(f"n{number}"), http="h" * 250 + ":1", peer="p" * 120 + ":1")
+        one.hear("n0", Alive(long, 0), *([Dead(f"n{number}", EPOCH, 0, "n0")] if number % 2 else []))
+    effects = one.event(StreamReceived(9, sync()))
+    [reply] = [effect for effect in effects if isinstance(effect, ReplyStream)]
+    opened = one.reader.open_stream(Envelope("dev", "me", None, bytes).seal_stream(reply.messages, EPOCH))
+    states = [entry.state for entry in opened.messages[0].entries]
+    assert states.count("alive") == 501
+    assert 20 < states.count("dead") < 500
+    assert one.swim.overflows == {"sync-entries": 500 - states.count("dead")}
+
+
 def test_a_remote_dead_is_only_suspected_here_and_creates_nobody():
     one = One("a", "b")
     one.event(StreamReceived(9, sync(SyncEntry(member("a"), 0, "dead"), SyncEntry(member("x"), 0, "dead"))))

@@ -73,7 +73,7 @@ from zephyr.gossip.news import News, retransmits
 from zephyr.gossip.phi import PhiEstimate
 from zephyr.gossip.suspicion import Suspicion, confirmations_expected, suspicion_min_s
 from zephyr.gossip.table import Record, Table
-from zephyr.gossip.wire import encode_message, packet_room_bytes, plain_overhead_bytes
+from zephyr.gossip.wire import SYNC_BYTES_MAX, encode_message, packet_room_bytes, plain_overhead_bytes
 from zephyr.model import Address, Instant, Member, NodeId, TimelineEntry
 
 HELPERS = 3
@@ -100,6 +100,8 @@ USER_EVENTS_SEEN_MAX = 512
 
 SYNC_TIMEOUT_S = 10.0
 """For one push-pull: connecting, and half a megabyte each way on a slow line."""
+SYNC_TRIM = 0.9
+"""Share kept of the entries that fit on average where not all do: members' lengths differ."""
 CROWD = 64
 """From so much news on, which is six packets full, a push-pull each probe interval tells more than packets can."""
 SYNC_SCALE_MEMBERS = 32
@@ -937,8 +939,15 @@ class Swim:
         """Return all that this node knows, encoded."""
         if self._sync_cache[0] != self.change_count:
             own = SyncEntry(self.member, self.incarnation, "left" if self._leaving else "alive")
-            others = (SyncEntry(item.member, item.incarnation, item.state) for item in self.table.members.values())
-            message = encode_message(Sync((own, *others), not self.table.live))
+            entries = [SyncEntry(item.member, item.incarnation, item.state) for item in self.table.members.values()]
+            is_join = not self.table.live
+            message = encode_message(Sync((own, *entries), is_join))
+            while len(message) > SYNC_BYTES_MAX:  # Long names, and many of them: the dead have to wait.
+                entries.sort(key=lambda entry: entry.state in ("dead", "left"))
+                kept = int(len(entries) * SYNC_BYTES_MAX / len(message) * SYNC_TRIM)
+                self.overflows["sync-entries"] += len(entries) - kept
+                del entries[kept:]
+                message = encode_message(Sync((own, *entries), is_join))
             self._sync_cache = (self.change_count, message)
         return self._sync_cache[1]
 
