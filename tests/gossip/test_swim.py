@@ -563,6 +563,13 @@ def test_who_repeats_what_was_refuted_is_set_right():
     assert ("b:2", Alive(member("a"), 3)) in one.said(effects, Alive)
 
 
+def test_who_suspects_a_member_that_left_is_told_of_its_goodbye():
+    one = One("a", "b")
+    one.hear("a", Left("a", EPOCH, 0))
+    assert ("b:2", Left("a", EPOCH, 0)) in one.said(one.hear("b", Suspect("a", EPOCH, 0, "b")), Left)
+    assert one.state("a") == "left"
+
+
 def test_a_suspect_is_told_in_the_ping_itself():
     one = One("a")
     one.hear("a", Suspect("a", EPOCH, 0, "b"))

@@ -749,7 +749,7 @@ class Swim:
         record = self.table.members.get(message.id)
         if record is None or message.epoch != record.member.epoch:
             return
-        if message.incarnation < record.incarnation:
+        if message.incarnation < record.incarnation or record.state == "left":
             self._set_right(record, packet, source)
         elif record.state == "suspect" and message.incarnation == record.incarnation:
             self._confirm(record, message, now)
@@ -801,9 +801,13 @@ class Swim:
         self._on_dead(Dead(record.member.id, record.member.epoch, record.incarnation, self.member.id), now)
 
     def _set_right(self, record: Record, packet: Packet | None, source: Address) -> None:
-        """Tell who holds something against a member that it has refuted that since."""
-        if packet is not None and source and record.state == "alive" and self._lifeguard:
+        """Tell who holds something against a member that it has refuted that since, or left in good order."""
+        if packet is None or not source or not self._lifeguard:
+            return
+        if record.state == "alive":
             self._answer(packet, source, [self._alive(record)])
+        elif record.state == "left":
+            self._answer(packet, source, [self._accusation(record)])
 
     def _on_dead(self, message: Dead, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
