@@ -234,7 +234,7 @@ def test_gossip_shows_what_its_bounds_turned_away_and_how_long_deaths_took():
     metrics, node = Metrics(), a_node()
     metrics.node = node
     metrics.gossip_transport = lambda: {"send_errors": {"ENETUNREACH": 2}, "streams": {"refused": 3}}
-    node.swim.overflows["members"] += 4
+    node.swim._overflows["members"] += 4
     node.swim.detections, node.swim.detections_s = 2, 0.7
     found = samples(metrics)
     assert found['zephyr_gossip_send_errors_total{cause="ENETUNREACH"}'] == 2

@@ -27,7 +27,7 @@ from zephyr.events import (
     StreamReceived,
     StreamReplied,
 )
-from zephyr.gossip import swim, table
+from zephyr.gossip import news, swim, table
 from zephyr.gossip.messages import (
     Ack,
     Alive,
@@ -43,6 +43,7 @@ from zephyr.gossip.messages import (
     SyncEntry,
     UserEvent,
 )
+from zephyr.gossip.news import retransmits
 from zephyr.gossip.swim import (
     CONFLICT_PAUSE_S,
     DEAD_PING_INTERVAL_S,
@@ -517,6 +518,20 @@ def test_a_new_member_is_told_on():
     assert notes(effects) == ["member-alive"]
     told = one.said(one.until(one.now_s + PACE.gossip_interval_s), Alive)
     assert member("x") in [message.member for _, message in told]
+
+
+@pytest.mark.parametrize(
+    ("members", "count"), [(1, 4), (2, 4), (9, 4), (10, 8), (50, 8), (99, 8), (100, 12), (200, 12), (1000, 16)]
+)
+def test_news_is_sent_four_times_for_each_digit_of_the_clusters_size(members, count):
+    assert retransmits(members) == count
+
+
+def test_news_beyond_its_bound_is_counted(monkeypatch):
+    monkeypatch.setattr(news, "NEWS_MAX", 2)
+    one = One("a")
+    one.hear("a", *(Alive(member(node_id), 0) for node_id in "xyz"))
+    assert one.swim.overflows == {"news": 1}
 
 
 def test_without_news_nothing_but_probes_is_sent():

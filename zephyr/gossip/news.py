@@ -12,8 +12,6 @@ from math import ceil, log10
 
 NEWS_MAX = 4096
 """Messages held: every member of the largest simulated cluster, four times. Beyond it what was sent most often goes."""
-NEWS_ROOM = NEWS_MAX // 8
-"""Messages that go at once then: looking for them takes a millisecond, which is too long for each of a flood."""
 RETRANSMIT_MULTIPLIER = 4
 """Sends of each message, times the number of decimal digits of the cluster's size."""
 MISFITS_MAX = 3
@@ -28,9 +26,11 @@ def retransmits(members: int) -> int:
 class News:
     """The queue. Subjects are member ids, or any other text for what is not about a member."""
 
-    __slots__ = ("_heap", "_latest", "_serial")
+    __slots__ = ("_heap", "_latest", "_serial", "dropped_count")
 
     def __init__(self) -> None:
+        self.dropped_count = 0
+        """Messages that the cap pushed out before they were sent often enough."""
         self._latest: dict[str, tuple[int, bytes]] = {}
         """Subject -> (serial, encoded message)."""
         self._heap: list[tuple[int, int, str]] = []
@@ -40,19 +40,16 @@ class News:
     def __len__(self) -> int:
         return len(self._latest)
 
-    def put(self, subject: str, message: bytes) -> int:
-        """Queue a message; it replaces what was said of this subject before.
-
-        Return how many others the cap pushed out before they were sent often enough.
-        """
+    def put(self, subject: str, message: bytes) -> None:
+        """Queue a message; it replaces what was said of this subject before."""
         self._serial += 1
         self._latest[subject] = (self._serial, message)
         heapq.heappush(self._heap, (0, -self._serial, subject))
-        dropped = self._make_room() if len(self._latest) > NEWS_MAX else 0
+        if len(self._latest) > NEWS_MAX:
+            self._drop_most_sent()
         if len(self._heap) > 2 * NEWS_MAX:
             self._heap = [entry for entry in self._heap if self._is_latest(entry)]
             heapq.heapify(self._heap)
-        return dropped
 
     def take(self, bytes_max: int, sends_max: int) -> list[bytes]:
         """Return the messages for one packet, at most `bytes_max` bytes together, and count them as sent once."""
@@ -83,11 +80,8 @@ class News:
         latest = self._latest.get(entry[2])
         return latest is not None and latest[0] == -entry[1]
 
-    def _make_room(self) -> int:
-        """Drop what was sent most often, which has reached most members, and of that the oldest."""
-        self._heap = sorted(entry for entry in self._heap if self._is_latest(entry))
-        dropped = self._heap[-NEWS_ROOM:]
-        del self._heap[-NEWS_ROOM:]
-        for _, _, subject in dropped:
-            del self._latest[subject]
-        return len(dropped)
+    def _drop_most_sent(self) -> None:
+        """Make room: what was sent most often has reached most members."""
+        entry = max(entry for entry in self._heap if self._is_latest(entry))
+        del self._latest[entry[2]]
+        self.dropped_count += 1

@@ -179,8 +179,7 @@ class Swim:
         self.change_count = 0
         """Grows with every change of what this node believes of somebody."""
         self.refutation_count = 0
-        self.overflows: Counter[str] = Counter()
-        """What a bound of this machine turned away, by what was bounded."""
+        self._overflows: Counter[str] = Counter()
         self.detections, self.detections_s = 0, 0.0
         """Deaths learned of, and together the time that had passed since each was last heard."""
         self.pace = GOSSIP_PACES[settings.gossip_profile]
@@ -355,6 +354,11 @@ class Swim:
         return len(self.table.live) + 1
 
     @property
+    def overflows(self) -> Counter[str]:
+        """What a bound of this machine turned away, by what was bounded; a copy."""
+        return self._overflows + Counter(news=self._news.dropped_count)
+
+    @property
     def is_leaving(self) -> bool:
         """Whether this node said goodbye."""
         return self._leaving
@@ -447,9 +451,7 @@ class Swim:
 
     def _spread(self, subject: str, message: bytes, now: Instant, *, at_once: bool = False) -> None:
         """Tell everyone in time; `at_once`: by the open peer connections too."""
-        dropped = self._news.put(subject, message)
-        if dropped:
-            self.overflows["news"] += dropped
+        self._news.put(subject, message)
         if not self._gossip_armed and self._started:
             self._gossip_armed = True
             self._at(now.monotonic_s + self.pace.gossip_interval_s, self._gossip)
@@ -614,7 +616,7 @@ class Swim:
         if record is None or record.member.epoch != packet.epoch or not source or self._leaving:
             return
         if len(self._relays) >= RELAYS_MAX:
-            self.overflows["ping-requests"] += 1
+            self._overflows["ping-requests"] += 1
             return
         self._sequence += 1
         self._relays[self._sequence] = (source, message.sequence, message.target.id)
@@ -671,7 +673,7 @@ class Swim:
         record = self.table.members.get(member.id)
         if record is None:
             if self.table.is_full:
-                self.overflows["members"] += 1
+                self._overflows["members"] += 1
                 return
             self._add(member, message.incarnation, now)
             self._spread(member.id, self._alive(self.table.members[member.id]), now)
@@ -949,7 +951,7 @@ class Swim:
             while len(message) > SYNC_BYTES_MAX:  # Long names, and many of them: the dead have to wait.
                 entries.sort(key=lambda entry: entry.state in ("dead", "left"))
                 kept = int(len(entries) * SYNC_BYTES_MAX / len(message) * SYNC_TRIM)
-                self.overflows["sync-entries"] += len(entries) - kept
+                self._overflows["sync-entries"] += len(entries) - kept
                 del entries[kept:]
                 message = encode_message(Sync((own, *entries), is_join))
             self._sync_cache = (self.change_count, message)
@@ -995,7 +997,7 @@ class Swim:
         if timeout_s <= 0:
             return
         if len(self._streams) >= STREAMS_MAX:
-            self.overflows["streams"] += 1
+            self._overflows["streams"] += 1
             return
         self._sequence += 1
         self._streams[self._sequence] = done
