@@ -19,6 +19,7 @@ from zephyr.events import (
     EtcdSnapshotRead,
     EtcdTransactionDone,
     EtcdWatched,
+    EtcdWatchEnded,
     EvictMember,
     GrantLease,
     KeepLeaseAlive,
@@ -48,6 +49,8 @@ class EtcdModel:
     watchers: dict[str, Deliver] = field(default_factory=dict)
     """Watcher's name -> where its events go; one watch a name."""
     lease_count: int = 0
+    compacted: int = 0
+    """No watch can start at this revision or below."""
 
     def execute(self, name: str, effect: EtcdEffect, sent_s: float, now_s: float, deliver: Deliver) -> EtcdEvent | None:
         """Carry out one call of the client `name`, and return its answer."""
@@ -120,14 +123,27 @@ class EtcdModel:
             del self.pairs[key]
         self._publish(tuple(KeyChange(key, None, self.revision, 0) for key in keys))
 
+    def compact(self) -> None:
+        """Forget what was, up to now."""
+        self.compacted, self.history = self.revision, []
+
+    def revoke_all(self) -> None:
+        """End every lease, as a person might by mistake."""
+        for lease_id in list(self.leases):
+            self._end_lease(lease_id)
+
     def restart(self, now_s: float) -> None:
-        """Come back after a stop: every lease has its full time again, every watch is gone."""
+        """Come back after a stop: every watch is gone, and the leases are a new leader's."""
         self.watchers.clear()
+        self.elect(now_s)
+
+    def elect(self, now_s: float) -> None:
+        """Have a new leader: every lease has its full time again."""
         self.leases = {lease_id: (ttl_s, now_s + ttl_s) for lease_id, (ttl_s, _) in self.leases.items()}
 
     def wipe(self) -> None:
         """Lose everything: keys, leases, and the revision."""
-        self.revision, self.pairs, self.leases, self.history = 1, {}, {}, []
+        self.revision, self.pairs, self.leases, self.history, self.compacted = 1, {}, {}, [], 0
         self.watchers.clear()
 
     def _watch(self, name: str, watch_id: int, revision: int, deliver: Deliver) -> None:
@@ -135,6 +151,9 @@ class EtcdModel:
             if isinstance(event, EtcdWatched) and event.revision >= revision:
                 deliver(EtcdWatched(watch_id, event.revision, event.changes))
 
+        if revision <= self.compacted:
+            deliver(EtcdWatchEnded(watch_id, f"compacted at revision {self.compacted}"))
+            return
         self.watchers[name] = forward
         for past_revision, changes in self.history:
             forward(EtcdWatched(watch_id, past_revision, changes))

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from chaos.etcd_model import EtcdModel
 from zephyr.config import Settings
 from zephyr.events import (
+    CONTROL_CALL_ID_MIN,
     CompleteRequest,
     DatagramReceived,
     Effect,
     EtcdCallFailed,
     EtcdEffect,
     EtcdEvent,
+    EtcdWatched,
     EtcdWatchEnded,
     Event,
     GossipEffect,
@@ -28,6 +30,8 @@ from zephyr.events import (
     LeaveRequested,
     Note,
     OpenStream,
+    PeerAnswered,
+    PeerCallFailed,
     PeerConnected,
     PeerDisconnected,
     PeerRefused,
@@ -78,6 +82,8 @@ class SimulatedNode:
     """Why this life ended by itself; empty while it runs."""
     etcd_line_s: float = 0.0
     """Arrival of the last watch event: a stream keeps its order."""
+    resumes_s: float = 0.0
+    """Virtual second until which the process is stopped; what comes meanwhile waits."""
 
 
 class Simulation:
@@ -95,6 +101,8 @@ class Simulation:
         self.cut_from_etcd: dict[NodeId, bool] = {}
         self.cuts: dict[tuple[NodeId, NodeId], bool] = {}
         """Pairs (from, to) whose packets vanish."""
+        self.udp_blocked: dict[NodeId, bool] = {}
+        """Nodes from and to which datagrams vanish; TCP passes."""
         self.loss = 0.0
         """Share of peer messages that vanish."""
         self.outcomes: dict[tuple[str, int], Outcome] = {}
@@ -163,6 +171,18 @@ class Simulation:
                 self._handle(other, PeerDisconnected(node_id, "connection ended"))
                 self._handle(other, PeerRefused(node_id, epoch))
 
+    def pause(self, node_id: NodeId, duration_s: float) -> None:
+        """Stop a node as SIGSTOP would, and let it go on."""
+        self.nodes[node_id].resumes_s = self.now_s + duration_s
+        self.record(node_id, f"paused for {duration_s:.1f} s")
+
+    def _is_paused(self, simulated: SimulatedNode, action: Callable[[], None], after_s: float = 0.0) -> bool:
+        """Whether a node does not run; the action is then done when it goes on, in the order of arrival."""
+        if self.now_s >= simulated.resumes_s:
+            return False
+        self.at(simulated.resumes_s + after_s, action)
+        return True
+
     def leave(self, node_id: NodeId) -> None:
         """Ask a node to leave in good order."""
         self._handle(self.nodes[node_id], LeaveRequested())
@@ -179,7 +199,7 @@ class Simulation:
         return simulated.address, result.request_id
 
     def _handle(self, simulated: SimulatedNode, event: Event) -> None:
-        if not simulated.stopped:
+        if not simulated.stopped and not self._is_paused(simulated, lambda: self._handle(simulated, event)):
             self._carry_out(simulated, simulated.node.handle(event, self.instant()))
             simulated.node.check_invariants()
             self._arm(simulated)
@@ -192,6 +212,9 @@ class Simulation:
             self.at(deadline_s, lambda: self._fire(simulated, deadline_s))
 
     def _fire(self, simulated: SimulatedNode, deadline_s: float) -> None:
+        # The shell drains what has arrived before a timer fires.
+        if self._is_paused(simulated, lambda: self._fire(simulated, deadline_s), TIMER_STEP_S):
+            return
         if simulated.timer_s == deadline_s:
             simulated.timer_s = float("inf")
             self._handle(simulated, TimerFired())
@@ -231,6 +254,9 @@ class Simulation:
             self.etcd.watchers.pop(node_id, None)
 
         def deliver(event: EtcdEvent) -> None:
+            if not isinstance(event, EtcdWatched):  # Only the watch is a stream with an order of its own.
+                self.at(self.now_s + self._latency_s(), lambda: self._handle(simulated, event))
+                return
             simulated.etcd_line_s = max(simulated.etcd_line_s, self.now_s + self._latency_s())
             self.at(simulated.etcd_line_s, lambda: self._handle(simulated, event))
 
@@ -287,14 +313,16 @@ class Simulation:
     def _send_packet(self, sender: SimulatedNode, receiver: NodeId, messages: tuple[bytes, ...], source: str) -> None:
         """Seal a packet, and have whoever runs at the other end by then open it."""
         me = sender.node.settings.id
-        if not self._passes(me, receiver):
+        is_blocked = source and (me in self.udp_blocked or receiver in self.udp_blocked)
+        if is_blocked or not self._passes(me, receiver):
             return
         packet = sender.envelope.seal(messages, sender.node.member.epoch)
 
         def arrive() -> None:
             target = self.nodes.get(receiver)
-            if target is not None and not target.stopped:
-                self._handle(target, DatagramReceived(source, target.envelope.open(packet)))
+            if target is None or target.stopped or self._is_paused(target, arrive):
+                return
+            self._handle(target, DatagramReceived(source, target.envelope.open(packet)))
 
         self.at(self.now_s + self._latency_s(), arrive)
 
@@ -310,7 +338,7 @@ class Simulation:
 
         def arrive() -> None:
             target = self.nodes.get(receiver)
-            if target is None or target.stopped:
+            if target is None or target.stopped or self._is_paused(target, arrive):
                 return
 
             def reply(messages: tuple[bytes, ...]) -> None:
@@ -323,7 +351,7 @@ class Simulation:
             self._handle(target, StreamReceived(self._streams, target.envelope.open_stream(packet)))
 
         def receive(answer: bytes) -> None:
-            if not outcome and not sender.stopped:
+            if not outcome and not sender.stopped and not self._is_paused(sender, lambda: receive(answer)):
                 outcome.append(StreamReplied(effect.stream_id, sender.envelope.open_stream(answer)))
                 self._handle(sender, outcome[0])
 
@@ -342,29 +370,39 @@ class Simulation:
 
     def _depart(self, caller: SimulatedNode, effect: SendPeer) -> None:
         if effect.node_id not in caller.connected:
-            if not caller.stopped:
-                failed = caller.node.peer_failed(effect.call_id, "no connection", self.instant(), sent=False)
-                self._carry_out(caller, failed)
+            if caller.stopped:
+                return
+            if effect.call_id >= CONTROL_CALL_ID_MIN:
+                self._handle(caller, PeerCallFailed(effect.call_id, "no connection"))
+                return
+            failed = caller.node.peer_failed(effect.call_id, "no connection", self.instant(), sent=False)
+            self._carry_out(caller, failed)
         elif self._passes(caller.node.settings.id, effect.node_id):
             self.at(self.now_s + self._latency_s(), lambda: self._arrive(caller, effect))
 
     def _arrive(self, caller: SimulatedNode, effect: SendPeer) -> None:
         target = self.nodes.get(effect.node_id)
-        if target is None or target.stopped:
+        if target is None or target.stopped or self._is_paused(target, lambda: self._arrive(caller, effect)):
             return
         digest, now = caller.node.view.digest, self.instant()
         reply = target.node.serve_peer(effect.operation, effect.arguments, digest, now)
+        self._arm(target)
         if self._passes(effect.node_id, caller.node.settings.id):
             self.at(self.now_s + self._latency_s(), lambda: self._return(caller, effect.call_id, reply))
 
     def _return(self, caller: SimulatedNode, call_id: int, reply: tuple[int, tuple[object, ...]]) -> None:
-        if not caller.stopped:
-            self._carry_out(caller, caller.node.peer_replied(call_id, *reply, self.instant()))
-            self._arm(caller)
+        if caller.stopped or self._is_paused(caller, lambda: self._return(caller, call_id, reply)):
+            return
+        if call_id >= CONTROL_CALL_ID_MIN:
+            self._handle(caller, PeerAnswered(call_id, *reply))
+            return
+        self._carry_out(caller, caller.node.peer_replied(call_id, *reply, self.instant()))
+        self._arm(caller)
 
     def _look_after_connections(self, simulated: SimulatedNode) -> None:
         if not simulated.stopped:
-            self._connect_all(simulated)
+            if self.now_s >= simulated.resumes_s:
+                self._connect_all(simulated)
             self.at(self.now_s + RECONNECT_S, lambda: self._look_after_connections(simulated))
 
     def _connect_all(self, simulated: SimulatedNode) -> None:
@@ -382,7 +420,11 @@ class Simulation:
 
     def _probe(self, simulated: SimulatedNode, address: str) -> None:
         def answer() -> None:
-            here = [item for item in self.nodes.values() if item.address == address and not item.stopped]
+            here = [
+                item
+                for item in self.nodes.values()
+                if item.address == address and not item.stopped and self.now_s >= item.resumes_s
+            ]
             member = here[0].node.member if here else None
             self._handle(simulated, IdentityProbed(address, member, "" if member else "refused"))
 

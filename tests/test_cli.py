@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 
 import pytest
@@ -26,6 +28,41 @@ VIEWS = {
          "reason": "its lease\nruns out"},
     ],
 }  # fmt: skip
+WITNESSED = {
+    "node": "n1",
+    "authority": "both",
+    "authority_since_s": 12.5,
+    "etcd": {"state": "connected", "reason": ""},
+    "ring": {"digest": "00ff", "owners": ["n1", "n2"]},
+    "disagreements": 0,
+    "members": [
+        {"id": "n1", "gossip": {"state": "alive"}, "etcd": {"state": "registered"}, "in_ring": True, "routable": True,
+         "verdict": "agree", "reason": "registered and serving"},
+        {"id": "n2", "gossip": {"state": "dead"}, "etcd": {"state": "registered"}, "in_ring": True, "routable": False,
+         "verdict": "gossip-first", "reason": "gossip says dead"},
+    ],
+}  # fmt: skip
+EVENT = {"at_unix_ms": 1_700_000_000_123, "kind": "member-dead", "member": "n2", "source": "gossip",
+         "detail": "declared by n1", "sequence": 7}  # fmt: skip
+EVENT_LINE = "2023-11-14T22:13:20.123Z\tmember-dead\tn2\tgossip\tdeclared by n1"
+VIEW = {"authority": "both", "digest": "00ff", "disagreements": 1}
+CERTIFICATE = {
+    "member": "n3", "epoch": 9, "incarnation": 1, "accuser": "n1", "accuser_url": "http://h:1/debug/certificate/n3",
+    "cause": "exit", "suspected_at_unix_ms": 1_700_000_000_000, "declared_at_unix_ms": 1_700_000_000_250,
+    "accusers": ["n2", "n1"],
+    "probes": [{"at_unix_ms": 1_700_000_000_000, "direct_timeout_s": 0.5, "helpers": ["n2", "n4"], "nacks": ["n4"],
+                "tcp_tried": True}],
+    "exit": {"refused": True, "udp_silent": True, "observers": ["n2", "n1"], "timeout_s": 0.25},
+    "suspicion": {"min_s": 4.0, "max_s": 24.0, "confirmations_expected": 2,
+                  "timeouts": [{"at_unix_ms": 0, "accuser": "n2", "timeout_s": 24.0},
+                               {"at_unix_ms": 0, "accuser": "n1", "timeout_s": 11.4}],
+                  "timeout_s": 0.25, "own_pause_s": 0.0},
+    "phi": 1.5, "rtt_ms": 0.3, "local_health": 0, "event_loop_lag_s": 0.0, "members_live": 5,
+}  # fmt: skip
+CURVE_AND_EXIT = [
+    "time to refute: 24 s (n2) -> 11.4 s (n1); at least 4 s, at most 24 s, 2 confirmations expected; over after 0.25 s",
+    "exit seen by n2, n1; from n1: refused a connection and silent by UDP; time to refute cut to 0.25 s",
+]
 RING = {"owners": [{"id": "n1", "share": 0.25, "replica_share": 0.75, "tokens": 1024}], "pending": []}
 
 
@@ -52,7 +89,7 @@ class StandIn:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_PUT = do_DELETE = answer  # noqa: N815  # the names that http.server calls
+            do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  # the names that http.server calls
 
             def log_message(self, *_):
                 pass
@@ -256,6 +293,14 @@ def test_a_node_that_says_nothing_is_a_time_out(capfdbinary):
         ["get", "a", "--url", "http://h:port"],
         ["get", "a", "--url", ","],
         ["ring"],
+        ["views", "bogus"],
+        ["views", "--url", "http://h:1", "release"],
+        ["evict"],
+        ["evict", ""],
+        ["certificate"],
+        ["certificate", ""],
+        ["events", "--since", "yesterday"],
+        ["events", "-f", "--url", ","],
         ["demo", "-n", "0"],
         ["demo", "--run-for", "soon"],
     ],
@@ -328,3 +373,208 @@ def test_reading_a_value_imports_nothing_a_node_needs(node):
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "value", "")
+
+
+# --- operators ----------------------------------------------------------------------------------------
+
+
+def test_views_show_both_witnesses_below_a_line_on_who_leads(node, capfdbinary):
+    node.will_answer(200, WITNESSED)
+    code, out, err = run(capfdbinary, "views")
+    assert (code, err) == (0, "n1: authority both for 12.5 s; ring 00ff of 2; etcd connected\n")
+    assert out.decode().splitlines() == [
+        "id\tgossip\tetcd\tin ring\troutable\tverdict\treason",
+        "n1\talive\tregistered\tyes\tyes\tagree\tregistered and serving",
+        "n2\tdead\tregistered\tyes\tno\tgossip-first\tgossip says dead",
+    ]
+    assert node.requests[0][:2] == ("GET", "/debug/views")
+
+
+def test_views_that_disagree_are_exit_code_5_and_as_json_the_nodes_own_document(node, capfdbinary):
+    document = {**WITNESSED, "disagreements": 1, "etcd": {"state": "unreachable", "reason": "refused"}}
+    node.will_answer(200, document)
+    node.will_answer(200, document)
+    result = run(capfdbinary, "views", "-o", "json")
+    assert refused(result, 5)
+    assert json.loads(result[1]) == document
+    code, out, err = run(capfdbinary, "views")
+    assert (code, len(out.splitlines())) == (5, 3)
+    assert "etcd unreachable (refused)" in err
+
+
+def test_a_held_ring_is_let_go(node, capfdbinary):
+    node.will_answer(202, {"released": True})
+    node.will_answer(202, {"released": True})
+    node.will_answer(409, {"detail": "the ring is not held: authority is both"})
+    assert run(capfdbinary, "views", "release") == (0, b"", "the held ring is let go\n")
+    assert json.loads(run(capfdbinary, "views", "release", "-o", "json")[1]) == {"released": True}
+    assert "not held" in refused(run(capfdbinary, "views", "release"), 1)
+    assert [request[:2] for request in node.requests] == [("POST", "/cluster/release")] * 3
+
+
+def test_an_eviction_is_proposed(node, capfdbinary):
+    node.will_answer(202, {"member": "n2", "proposed": True})
+    node.will_answer(202, {"member": "n2", "proposed": True})
+    node.will_answer(404, {"detail": "a/b is not registered"})
+    node.will_answer(409, {"detail": "etcd cannot be reached from here"})
+    assert run(capfdbinary, "evict", "n2") == (0, b"", "the eviction of n2 is proposed\n")
+    assert json.loads(run(capfdbinary, "evict", "n2", "-o", "json")[1])["proposed"] is True
+    assert refused(run(capfdbinary, "evict", "a/b"), 3) == "zephyr: a/b is not registered\n"
+    assert "etcd cannot" in refused(run(capfdbinary, "evict", "n2"), 1)
+    assert node.requests[0][:2] == ("POST", "/cluster/evict/n2")
+    assert node.requests[2][1] == "/cluster/evict/a%2Fb"
+
+
+def test_events_are_listed_with_their_times(node, capfdbinary):
+    node.will_answer(200, {"events": [EVENT]})
+    node.will_answer(200, {"events": [EVENT]})
+    code, out, err = run(capfdbinary, "events")
+    assert (code, err) == (0, "")
+    assert out.decode().splitlines() == ["time\tkind\tmember\tsource\tdetail", EVENT_LINE]
+    assert json.loads(run(capfdbinary, "events", "--since", "5m", "-o", "json")[1]) == {"events": [EVENT]}
+    assert node.requests[0][1] == "/debug/timeline?since=0"
+    since_unix_ms = int(node.requests[1][1].rpartition("=")[2])
+    assert 0 < time.time() * 1000 - since_unix_ms - 300_000 < 60_000
+
+
+def stream_of(*events):
+    """Write (kind, data) as a node does; a comment stands between."""
+    texts = [f"event: {kind}\ndata: {json.dumps(data)}\n\n" for kind, data in events]
+    return ": still here\n\n".join(["id: 5\n" + text for text in texts]).encode()
+
+
+def test_followed_events_are_printed_until_the_node_is_gone(node, capfdbinary):
+    stream = stream_of(("overflow", {"lost": 3}), ("member-dead", EVENT), ("view", VIEW))
+    node.will_answer(200, stream, Content_Type="text/event-stream")
+    node.will_answer(200, stream + b"event: view\ndata: {", Content_Type="text/event-stream")
+    code, out, err = run(capfdbinary, "events", "-f")
+    assert code == 2
+    assert out.decode().splitlines() == [
+        "time\tkind\tmember\tsource\tdetail",
+        EVENT_LINE,
+        "\tview\t\t\tauthority both, ring 00ff, disagreements 1",
+    ]
+    assert err.splitlines()[0] == "zephyr: 3 earlier events are no longer kept"
+    assert err.splitlines()[1].endswith("the node ended its events")
+    assert node.requests[0][3]["Last-Event-ID"] == "0"
+    code, out, _ = run(capfdbinary, "events", "-f", "--since", "1h", "-o", "json")
+    assert (code, [json.loads(line) for line in out.splitlines()]) == (2, [{"kind": "view", **VIEW}]), "one was older"
+
+
+def test_what_cannot_be_followed_has_its_exit_code(node, nobody, capfdbinary):
+    node.will_answer(503, {"detail": "the most is 32"})
+    node.will_answer(200, b"<html>", Content_Type="text/html")
+    node.will_answer(200, b"event: view\ndata: nonsense\n\n", Content_Type="text/event-stream")
+    node.will_answer(None)
+    assert refused(run(capfdbinary, "events", "-f"), 4) == "zephyr: the most is 32\n"
+    assert "no node" in refused(run(capfdbinary, "events", "-f"), 1)
+    assert "no node" in refused(run(capfdbinary, "events", "-f"), 1)
+    assert refused(run(capfdbinary, "events", "-f"), 2)
+    assert nobody in refused(run(capfdbinary, "events", "-f", "--url", nobody), 2)
+    assert len(node.requests) == 4
+    node.will_answer(503, {"detail": "the most is 32"})
+    assert refused(run(capfdbinary, "events", "-f", "--url", f"{nobody},{node.url}"), 4)
+
+
+def test_a_node_that_is_silent_for_too_long_is_gone(monkeypatch, capfdbinary):
+    monkeypatch.setattr("zephyr.cli.client.SILENCE_MAX_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\r\n")
+                connection.recv(1)  # Until the command has given up.
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        line = refused(run(capfdbinary, "events", "-f", "--url", url, "--timeout", "1h"), 2)
+        thread.join()
+    assert "silent for 0.05 s" in line
+
+
+def test_ctrl_c_ends_following_without_a_complaint():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-m", "zephyr", "events", "-f", "--url", url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            server.settimeout(30)
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+                connection.sendall(stream_of(("member-dead", EVENT)))
+                assert process.stdout.readline().startswith(b"time")
+                assert process.stdout.readline().decode() == EVENT_LINE + "\n", "at once, though more is to come"
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=30) == 0
+                assert process.stderr.read() == b""
+
+
+def test_a_certificate_is_told_in_a_few_lines(node, capfdbinary):
+    node.will_answer(200, CERTIFICATE)
+    node.will_answer(200, CERTIFICATE)
+    code, out, err = run(capfdbinary, "certificate", "n3")
+    assert (code, err) == (0, "")
+    assert out.decode().splitlines() == [
+        "n3 was declared dead by n1 at 2023-11-14T22:13:20.250Z: its process ended",
+        "life: epoch 9, incarnation 1",
+        "suspected 0.250 s before, at 2023-11-14T22:13:20.000Z, by n2, confirmed by n1",
+        *CURVE_AND_EXIT,
+        "pinged at 2023-11-14T22:13:20.000Z: no answer within 0.5 s; asked n2, n4 (n4 got no answer either); tried TCP",
+        "at the verdict: phi 1.5, round trip 0.3 ms, n1's local health 0 and event-loop lag 0 s, 5 members live",
+    ]
+    assert json.loads(run(capfdbinary, "certificate", "n3", "-o", "json")[1]) == CERTIFICATE
+
+
+def test_a_certificate_of_silence_without_confirmation_is_told_too(node, capfdbinary):
+    suspicion = {**CERTIFICATE["suspicion"], "own_pause_s": 1.5}
+    evidence = {"refused": False, "udp_silent": False, "observers": [], "timeout_s": None}
+    probe = {**CERTIFICATE["probes"][0], "direct_timeout_s": None, "helpers": [], "nacks": [], "tcp_tried": False}
+    certificate = {
+        **CERTIFICATE, "cause": "silence", "accusers": ["n1"], "suspicion": suspicion, "exit": evidence,
+        "probes": [probe], "rtt_ms": None,
+    }  # fmt: skip
+    node.will_answer(200, certificate)
+    text = run(capfdbinary, "certificate", "n3")[1].decode()
+    for part in (
+        "it did not answer",
+        "confirmed by nobody",
+        "did not run for 1.5 s",
+        "nobody else to ask",
+        "not measured",
+    ):
+        assert part in text
+
+
+def test_the_certificate_is_fetched_from_the_accuser(node, nobody, capfdbinary):
+    def stub(url):
+        return {"member": "n3", "accuser": "n1", "accuser_url": url, "declared_at_unix_ms": 1_700_000_000_250}
+
+    there = f"{node.url}/debug/certificate/n3"
+    node.will_answer(200, stub(there))
+    node.will_answer(200, CERTIFICATE)
+    assert run(capfdbinary, "certificate", "n3")[0] == 0
+    assert [request[1] for request in node.requests] == ["/debug/certificate/n3"] * 2
+    for url, answers, code in (
+        (f"{nobody}/x", (), 2),
+        (there, ((404, {"detail": "nothing is known"}),), 3),
+        (there, ((200, stub(there)),), 3),
+        (None, (), 3),
+    ):
+        node.will_answer(200, stub(url))
+        for answer in answers:
+            node.will_answer(*answer)
+        result = run(capfdbinary, "certificate", "n3")
+        assert "kept by n1" in refused(result, code)
+        assert result[1].decode() == "n3 was declared dead by n1; this node heard of it at 2023-11-14T22:13:20.250Z\n"
+
+
+def test_no_certificate_is_exit_code_3(node, capfdbinary):
+    node.will_answer(404, {"detail": "nothing is known here of a death of n9"})
+    assert refused(run(capfdbinary, "certificate", "n9"), 3)
+    node.will_answer(404, {"detail": "no such id"})
+    assert refused(run(capfdbinary, "certificate", "\udcff\n/"), 3)
+    assert node.requests[1][1] == "/debug/certificate/%FF%0A%2F"

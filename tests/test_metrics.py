@@ -216,10 +216,9 @@ def test_without_etcd_no_lease_is_shown():
 def test_the_lease_shown_is_the_time_left_and_never_below_zero():
     metrics, node = Metrics(), Node(Settings(id="n1"), a_node().member, random.Random(1), NOW)
     metrics.node, metrics.now = node, lambda: NOW
-    status = node.view.etcd
     assert node.etcd is not None
     for deadline_s, shown in ((NOW.monotonic_s + 7.5, 7.5), (NOW.monotonic_s - 1, 0.0)):
-        node.etcd.status = lambda deadline_s=deadline_s: replace(status, lease_deadline_s=deadline_s)
+        node.etcd.lease_deadline_s = deadline_s
         assert samples(metrics)["zephyr_etcd_lease_ttl_seconds"] == shown
 
 

@@ -1,19 +1,22 @@
 """The reconciler: from what the witnesses say to one view of the cluster.
 
-It decides who owns data (the ring's members) and who is shown how; it sends nothing and keeps no data.
-The rule at this stage: *the ring is what etcd has registered*, and
+It decides who owns data (the ring's members) and who is shown how; it sends nothing and keeps no data. What follows
+from what etcd and gossip say of one member stands in one table, `zephyr.policy`; here is whose word makes the ring
+(the *lead*), and time: how long each state lasts before it becomes another.
 
-- what etcd said last stands for as long as etcd is silent: an unreachable etcd changes no ring;
-- an empty etcd never empties the ring. When half of the ring vanishes within one lease with neither a leave nor
-  an eviction to explain it, and gossip hears most of them, then etcd is in doubt and not they: the whole last
-  ring is held until they have registered again, or gossip loses half of them, or for `hold_max`;
-- whose lease lapsed while gossip hears it stays for `expiry_grace`, and mostly registers again by then;
-- without etcd (`--etcd none`) the ring is whoever gossip has called alive, and has not called left, or dead for
-  `gossip_evict_after`. Both sides of a split then serve.
-- whom gossip calls dead or left is not routed to, whatever the ring says.
+- etcd leads while it answers here or at a peer that is heard, and for `GOSSIP_LEADS_AFTER_S` after its last word, so
+  that an etcd that comes and goes changes no ring.
+- When it stays silent for everybody heard, gossip leads: the last committed ring, less those that are dead for
+  `gossip_evict_after` or left, and that only where most of that ring is heard. It never grows.
+- When etcd is back it takes over once everybody who is heard has registered, or after `takeover_max`, so that the
+  first to register do not shrink the ring.
+- An empty etcd never empties the ring. When half of the ring vanishes within one lease with neither a leave nor an
+  eviction to explain it, and gossip hears most of them, then etcd is in doubt and not they: the whole last
+  ring is held until they have registered again, or gossip loses half of them, or for `hold_max`.
+- A cold start without etcd makes a provisional ring; any committed one comes before it.
 
-Invariants (checked by the simulator): a ring once seen is never empty again; equal members give equal
-digests on every node.
+Invariants (checked by the simulator after each step): a ring once seen is never empty again; it never grows without a
+commit, but for a provisional one; nobody is routed to whom gossip calls dead; equal members give equal digests.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from math import inf
 from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
 from zephyr.events import Effect, Note
+from zephyr.evictions import Evictions
 from zephyr.gossip.swim import Swim
-from zephyr.gossip.table import Record
 from zephyr.model import (
     Authority,
     ClusterView,
@@ -37,19 +40,17 @@ from zephyr.model import (
     NodeId,
     TimelineEntry,
 )
+from zephyr.policy import EtcdWord, Facts, GossipWord, Lead, Rule, rule_for
 from zephyr.ring.ring import ring_digest
 
 MASS_LOSS_MIN = 2
 """One registration that vanishes is a lapsed lease, however small the ring."""
-EVICT_TURN_S = 0.5
-EVICT_TURN_MAX_S = 5.0
-"""How much later each further member proposes an eviction, by the order of ids."""
-ROLL_CALL_S = 1.0
-"""How often a node that was evicted asks everybody whether they hear it."""
-ROLL_CALL_LOOK_S = 0.1
-"""How often it looks who answered."""
-EVICT_RETRY_S = 2.0
-"""Between two proposals of one eviction by one member."""
+GOSSIP_LEADS_AFTER_S = 2.0
+"""Silence of etcd, for everybody heard, after which gossip leads: an etcd that is restarted changes nothing."""
+ISOLATED_MIN = 3
+"""From so many registered on, a node that hears none of the others doubts itself."""
+ISOLATED_AFTER_S = 5.0
+"""Silence of all others, by UDP and TCP, after which it does: each of them asks after somebody every second."""
 VANISHED_AFTER_S = 0.001
 """A deadline just after a bound, since what lies on it still counts."""
 
@@ -57,21 +58,26 @@ VANISHED_AFTER_S = 0.001
 class Reconciler:
     """Combines the witnesses into a `ClusterView`."""
 
-    def __init__(self, settings: Settings, etcd: EtcdMembership | None, swim: Swim) -> None:
+    def __init__(self, settings: Settings, etcd: EtcdMembership | None, swim: Swim, now: Instant) -> None:
         """`etcd` is None for a cluster that lives by gossip alone."""
         self.settings = settings
         self.etcd = etcd
         self.swim = swim
+        self.evictions = Evictions(settings, etcd, swim) if etcd is not None else None
         self.ring_members: dict[NodeId, Member] = {}
         """The owners of data, by id."""
-        self._evict_at_s = inf
-        self._proposed_s: dict[NodeId, float] = {}
-        """When this node last proposed whose eviction."""
+        self._standing: dict[NodeId, Member] = {}
+        """The ring that stands while etcd's word does not make it."""
+        self._unbacked: tuple[NodeId, ...] = ()
+        """Who joined the ring without a commit: nobody, ever."""
+        self.lead: Lead = "cold" if etcd is not None else "alone"
+        self.has_provisional_ring = False
+        """The ring was never committed: a cold start's."""
+        self._started_s = now.monotonic_s
+        self._due_s = inf
+        """When something changes by itself; gathered anew by each `reconcile`."""
         self._unknown_s: dict[NodeId, float] = {}
         """Registered lives that gossip has not met -> since when."""
-        self._evicted_s: float | None = None
-        """When this node saw that it was evicted; None while it is not."""
-        self._roll_call_s = -inf
         self._settled: dict[NodeId, Member] = {}
         """The ring as it was when no registration had vanished lately."""
         self._vanished_s: dict[NodeId, float] = {}
@@ -79,70 +85,116 @@ class Reconciler:
         self._held_since_s: float | None = None
         self._held_ids: tuple[NodeId, ...] = ()
         """Whose registrations had vanished when the hold began."""
+        self._released = False
+        """An operator let the present hold go."""
         self._wipe_count = 0
-        self._reconciled_s = -inf
+        self._base: dict[NodeId, Member] = {}
+        """The last committed ring, on which gossip leads."""
+        self._adoption_count = 0
+        """Of the listing that `_base` is from."""
+        self._removed: dict[NodeId, int] = {}
+        """Who was removed while gossip led -> boot epoch; kept until etcd has dropped that life too."""
+        self._takeover_since_s: float | None = None
+        self.stood_still_s = -inf
+        """Until when this node did not run, while it has not been registered since, for sure. Set by the node."""
+        self.is_isolated = False
+        """etcd is reached, and nobody else."""
         self._authority: Authority = "none"
         self._authority_since_s = 0.0
         self._witness: dict[NodeId, tuple[EtcdWitness, float]] = {}
 
     def deadline(self) -> float:
-        """Return the monotonic second at which a hold or a dead member's grace ends by itself."""
-        if self.etcd is None:
-            return self._evict_at_s
-        if self._held_since_s is not None:
-            hold_s = self._held_since_s + self.settings.hold_max if self._committed() else inf
-            return min(hold_s, self._evict_at_s)
-        # Also when a vanished registration is too old to count, so that a later loss is judged by itself.
-        ages_s = (self.settings.expiry_grace, self.settings.lease_ttl + VANISHED_AFTER_S)
-        dues_s = (at_s + age_s for at_s in self._vanished_s.values() for age_s in ages_s)
-        vanished_s = min((due_s for due_s in dues_s if due_s > self._reconciled_s), default=inf)
-        return min(vanished_s, self._evict_at_s)
+        """Return the monotonic second at which a hold, a grace or somebody's time ends by itself."""
+        return min(self._due_s, self.evictions.deadline() if self.evictions is not None else inf)
+
+    def _before(self, at_s: float, now: Instant) -> bool:
+        """Whether a moment lies ahead; `deadline` then names it."""
+        if now.monotonic_s >= at_s:
+            return False
+        self._due_s = min(self._due_s, at_s)
+        return True
 
     def reconcile(self, connected: dict[NodeId, bool], now: Instant) -> tuple[ClusterView, list[Effect]]:
         """Compute the view. `connected`: members to which a connection is known to stand (or known not to)."""
-        notes: list[Effect] = []
-        self._reconciled_s = now.monotonic_s
-        if self.etcd is not None:
-            notes += self._reconcile_etcd(self.etcd, now)
-            notes += self._propose_evictions(self.etcd, connected, now)
-            notes += self._allow_registration(self.etcd, now)
+        effects: list[Effect] = []
+        self._due_s = inf
+        if self.etcd is None or self.evictions is None:
+            self._standing = self._hearsay(now)
+            self._close_ring(connected, now)
         else:
-            self._reconcile_gossip(now)
-        authority = self._lead()
+            self._meet(self.etcd, now)
+            if self.etcd.registered and min(self.etcd.lease_sent_s, self.etcd.verified_sent_s) >= self.stood_still_s:
+                self.stood_still_s = -inf
+            effects += self._choose_lead(self.etcd, now)
+            self._close_ring(connected, now)
+            heard = [item for item in self.etcd.registrations if self._is_heard(item)]
+            effects += self.evictions.propose(self._gone(self.etcd, connected), heard, now)
+            effects += self.evictions.allow_registration(now)
+        authority = self._named_authority(now)
         if authority != self._authority:
-            notes.append(_note(now, "authority", "", "authority", f"{self._authority} -> {authority}"))
+            effects.append(_note(now, "authority", "", "authority", f"{self._authority} -> {authority}"))
             self._authority, self._authority_since_s = authority, now.monotonic_s
-        return self._view(connected, now), notes
+        return self._view(connected, now), effects
 
-    def _reconcile_gossip(self, now: Instant) -> None:
-        """Gossip alone: the dead leave after a while, those who said goodbye at once."""
-        members = {self.swim.member.id: self.swim.member}
-        self._evict_at_s = inf
-        for node_id, record in self.swim.table.members.items():
-            evict_at_s = inf
-            if record.state == "dead":
-                evict_at_s = record.since_s + self.settings.gossip_evict_after
-            elif record.state == "left":
-                evict_at_s = record.since_s
-            is_candidate = node_id in self.ring_members or record.live_index >= 0
-            if is_candidate and evict_at_s > now.monotonic_s:
-                members[node_id] = record.member
-                self._evict_at_s = min(self._evict_at_s, evict_at_s)
-        self.ring_members = members
+    def _close_ring(self, connected: dict[NodeId, bool], now: Instant) -> None:
+        """Take for owners whom the policy says so; an empty ring is none."""
+        candidates = dict(self._standing)
+        if self.lead == "etcd" and self.etcd is not None:
+            candidates = {node_id: self._settled[node_id] for node_id in self._vanished_s}
+            candidates |= {node_id: item.member for node_id, item in self.etcd.registrations.items()}
+        owners = {
+            node_id: member
+            for node_id, member in candidates.items()
+            if self._rule(node_id, member, connected, now).owner
+        }
+        before, self.ring_members = self.ring_members, owners or self.ring_members
+        if self.lead == "etcd" and not self._vanished_s:
+            self._settled = dict(self.ring_members)
+        if before and self.etcd is not None and not self.has_provisional_ring:
+            backed = self._settled if self.lead == "held" else self.etcd.registrations
+            self._unbacked = tuple(item for item in self.ring_members if item not in before and item not in backed)
+
+    def _rule(self, node_id: NodeId, member: Member, connected: dict[NodeId, bool], now: Instant) -> Rule:
+        word = self._gossip_word(node_id, member, connected, now)
+        return rule_for(Facts(self.lead, self._etcd_word(node_id, now), node_id in self._standing, word))
+
+    # --- whose word makes the ring --------------------------------------------------------------------
+
+    def _choose_lead(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
+        silent_s = etcd.silent_since_s()
+        is_current = self._before(silent_s, now)
+        if self.lead in ("gossip", "takeover") or self.has_provisional_ring:
+            if not is_current:
+                return self._let_gossip_lead(etcd, now) if etcd.is_known else self._start_cold(now)
+            return self._take_over(etcd, now)
+        if not etcd.is_known or not (is_current or self.ring_members or self._committed()):
+            return self._start_cold(now)
+        if is_current or self._before(silent_s + GOSSIP_LEADS_AFTER_S, now) or not self._committed():
+            return self._let_etcd_lead(etcd, now)
+        return self._let_gossip_lead(etcd, now)
 
     def _committed(self) -> dict[NodeId, Member]:
-        """Owners by etcd's word. A joining member is none yet."""
+        """Owners by etcd's word. A joining member is none yet, nor one removed while gossip led and still dead."""
         assert self.etcd is not None
         registrations = self.etcd.registrations.values()
-        return {item.member.id: item.member for item in registrations if item.member.state != "joining"}
+        return {
+            item.member.id: item.member
+            for item in registrations
+            if item.member.state != "joining" and not self._is_removed(item.member)
+        }
 
-    def _reconcile_etcd(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
+    def _is_removed(self, member: Member) -> bool:
+        return member.epoch <= self._removed.get(member.id, -1)
+
+    def _let_etcd_lead(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
         """The ring is what is registered, and for a while what vanished without a word."""
+        self._forget_removed(etcd)
         committed = self._committed()
         self._watch_vanished(etcd, committed, now)
+        self.lead, self._standing, self._base = "etcd", {}, {}
         notes: list[Effect] = []
         if self._held_since_s is None and self._settled and (not committed or self._is_mass_loss(etcd)):
-            self._held_since_s = now.monotonic_s
+            self._held_since_s, self._released = now.monotonic_s, False
             self._held_ids = tuple(self._vanished_s)
             detail = f"registrations of {', '.join(self._vanished_s)} vanished without a word; the last ring stands"
             notes.append(_note(now, "hold", "", "ring", detail))
@@ -150,98 +202,93 @@ class Reconciler:
         if self._held_since_s is not None:
             ending = self._hold_ending(committed, now)
             if not ending:
-                self.ring_members = dict(self._settled)
+                self.lead, self._standing = "held", self._settled
                 return notes
             notes.append(_note(now, "hold-ended", "", "ring", ending))
             self._held_since_s = None
             self._vanished_s.clear()
-        kept = {node_id: self._settled[node_id] for node_id in self._vanished_s if self._is_in_grace(node_id, now)}
-        if committed:
-            self.ring_members = {**kept, **committed}
-        if not self._vanished_s:
-            self._settled = dict(self.ring_members)
         return notes
 
-    def _propose_evictions(self, etcd: EtcdMembership, connected: dict[NodeId, bool], now: Instant) -> list[Effect]:
-        """Ask etcd to drop who is gone for long enough, if this node hears more than half of the registered.
+    def _let_gossip_lead(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
+        """The last committed ring, less those who are gone for long, where most of it is heard."""
+        notes: list[Effect] = []
+        if not self._base:
+            # Any committed view comes before a provisional one.
+            self._adoption_count = -1 if self.has_provisional_ring else etcd.adoption_count
+            self._base = dict(self.ring_members)
+            self._held_since_s = None
+            notes.append(
+                _note(now, "gossip-leads", "", "ring", f"etcd is silent for everybody heard: {etcd.status(now).reason}")
+            )
+        self.lead, self._takeover_since_s = "gossip", None
+        if self._adoption_count != etcd.adoption_count:
+            self._adoption_count = etcd.adoption_count
+            self._base, self.has_provisional_ring = self._committed() or self._base, False
+        if 2 * sum(map(self._is_heard, self._base)) > len(self._base):
+            for node_id, member in self._base.items():
+                if node_id not in self._removed and self._is_gone_for_long(node_id, member, now):
+                    self._removed[node_id] = self._newest(member).epoch
+                    detail = f"gossip says {self._said(node_id, member)}, and etcd is silent"
+                    notes.append(_note(now, "removed", node_id, "ring", detail))
+        self._standing = {
+            item: self._newest(member) for item, member in self._base.items() if item not in self._removed
+        }
+        return notes
 
-        The lowest id goes first, the others a moment later each: a second proposal is refused, and costs little.
-        """
-        self._evict_at_s = inf
-        self._meet(etcd, now)
-        heard = sorted(filter(self._is_heard, etcd.registrations))
-        if not etcd.reachable or 2 * len(heard) <= len(etcd.registrations) or self.settings.id not in heard:
+    def _take_over(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
+        """With etcd back: its word counts once everybody who is heard has registered, or after a while."""
+        if self._takeover_since_s is None:
+            self._takeover_since_s = now.monotonic_s
+        missing = [item for item in self._heard_ids() if item not in etcd.registrations]
+        is_early = bool(missing) and self._before(self._takeover_since_s + self.settings.takeover_max, now)
+        if not self._committed() or is_early:
+            self.lead = "takeover"
             return []
-        turn_s = min(heard.index(self.settings.id) * EVICT_TURN_S, EVICT_TURN_MAX_S)
-        effects: list[Effect] = []
-        for node_id, registration in sorted(etcd.registrations.items()):
-            gone_s, why = self._gone_since(node_id, connected)
-            due_s = max(gone_s + turn_s, self._proposed_s.get(node_id, -inf) + EVICT_RETRY_S)
-            if now.monotonic_s >= due_s:
-                self._proposed_s[node_id] = now.monotonic_s
-                due_s = now.monotonic_s + EVICT_RETRY_S
-                effects += etcd.evict(registration, f"gossip says {why}", now)
-            self._evict_at_s = min(self._evict_at_s, due_s)
-        self._proposed_s = {item: at_s for item, at_s in self._proposed_s.items() if item in etcd.registrations}
-        return effects
+        self._takeover_since_s, self.has_provisional_ring, self.lead = None, False, "etcd"
+        self._vanished_s.clear()
+        self._settled = {}
+        who = f"without {', '.join(missing)}" if missing else "everybody who is heard has registered"
+        return [_note(now, "etcd-leads", "", "ring", who), *self._let_etcd_lead(etcd, now)]
 
-    def _meet(self, etcd: EtcdMembership, now: Instant) -> None:
-        """Note since when a registered life is one that gossip has not met."""
-        unknown = [
-            node_id
-            for node_id, registration in etcd.registrations.items()
-            if node_id != self.settings.id and self._is_unknown(node_id, registration.member.epoch)
-        ]
-        self._unknown_s = {node_id: self._unknown_s.get(node_id, now.monotonic_s) for node_id in unknown}
+    def _start_cold(self, now: Instant) -> list[Effect]:
+        """Nobody knows a committed view: after a while, and with enough members heard, make a provisional ring."""
+        self.lead = "cold"
+        expected = self.settings.bootstrap_expect if self.settings.join else 1
+        if not self.has_provisional_ring:
+            if self._before(self._started_s + self.settings.bootstrap_after, now) or len(self._heard_ids()) < expected:
+                return []
+            self.has_provisional_ring = True
+            self._standing = self._hearsay(now)
+            detail = f"{len(self._standing)} members are heard, and nobody knows what etcd has registered"
+            return [_note(now, "provisional-ring", "", "ring", detail)]
+        self._standing = self._hearsay(now)
+        return []
 
-    def _is_unknown(self, node_id: NodeId, epoch: int) -> bool:
-        record = self.swim.table.members.get(node_id)
-        return record is None or (record.live_index < 0 and record.member.epoch < epoch)
+    def _hearsay(self, now: Instant) -> dict[NodeId, Member]:
+        """Return whoever gossip hears, and for a while whom it has lost: those who said goodbye leave at once."""
+        members = {self.swim.member.id: self.swim.member}
+        for node_id, record in self.swim.table.members.items():
+            is_candidate = node_id in self.ring_members or record.live_index >= 0
+            if is_candidate and not self._is_gone_for_long(node_id, record.member, now):
+                members[node_id] = record.member
+        return members
 
-    def _gone_since(self, node_id: NodeId, connected: dict[NodeId, bool]) -> tuple[float, str]:
-        """Return from when on a registered member may be evicted, and as what; infinity for who is not gone."""
-        if node_id in self._unknown_s:
-            is_silent = not connected.get(node_id)
-            return (self._unknown_s[node_id] + self.settings.unknown_timeout if is_silent else inf), "unknown"
-        record = self.swim.table.members.get(node_id)
-        if record is None or not self._is_gone(node_id):
-            return inf, ""
-        return record.since_s + (self.settings.evict_after if record.state == "dead" else 0.0), record.state
-
-    def _allow_registration(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
-        """Who was evicted registers again once it has heard most of the registered since.
-
-        What it believes of them from before counts for nothing: they had not heard it for seconds.
-        """
-        if etcd.departed.get(self.settings.id) != "evicted":
-            self._evicted_s = None
-            return etcd.allow_registration(allowed=True, now=now)
-        effects: list[Effect] = []
-        if self._evicted_s is None or now.monotonic_s >= self._roll_call_s:
-            self._evicted_s = now.monotonic_s if self._evicted_s is None else self._evicted_s
-            self._roll_call_s = now.monotonic_s + ROLL_CALL_S
-            effects += self.swim.call_roll(now)
-        evicted_s = self._evicted_s
-        members = self.swim.table.members
-        heard = [item for item in etcd.registrations if item in members and members[item].heard_s > evicted_s]
-        hears_most = 2 * len(heard) > len(etcd.registrations) or not etcd.registrations
-        self._evict_at_s = min(self._evict_at_s, inf if hears_most else now.monotonic_s + ROLL_CALL_LOOK_S)
-        return effects + etcd.allow_registration(allowed=hears_most, now=now)
+    # --- registrations that vanished ------------------------------------------------------------------
 
     def _watch_vanished(self, etcd: EtcdMembership, committed: dict[NodeId, Member], now: Instant) -> None:
         """Keep track of owners whose registration went with neither a leave nor an eviction to explain it."""
         since_s = now.monotonic_s
         for node_id in self._settled:
-            is_explained = etcd.departed.get(node_id) in ("left", "evicted")
+            is_explained = etcd.departed.get(node_id) in ("left", "evicted") or node_id in self._removed
             if node_id in committed or is_explained:
                 self._vanished_s.pop(node_id, None)
             elif node_id in self.ring_members:
                 self._vanished_s.setdefault(node_id, since_s)
-        if self._held_since_s is None:
-            for node_id in [
-                item for item, at_s in self._vanished_s.items() if at_s + etcd.settings.lease_ttl < since_s
-            ]:
-                del self._vanished_s[node_id]
+        if self._held_since_s is None:  # What vanished longer ago than a lease is no part of a later loss.
+            lease_s = self.settings.lease_ttl + VANISHED_AFTER_S
+            self._vanished_s = {
+                item: at_s for item, at_s in self._vanished_s.items() if self._before(at_s + lease_s, now)
+            }
 
     def _is_mass_loss(self, etcd: EtcdMembership) -> bool:
         """Whether so much vanished within one lease, while gossip hears most of them, that etcd is in doubt."""
@@ -258,34 +305,165 @@ class Reconciler:
             return ""
         if not missing:
             return "all members registered again"
+        if self._released:
+            return "an operator let it go"
         if 2 * sum(map(self._is_gone, self._held_ids)) >= len(self._held_ids):
             return "gossip calls half of those who vanished dead"
-        if now.monotonic_s >= self._held_since_s + self.settings.hold_max:
+        if not self._before(self._held_since_s + self.settings.hold_max, now):
             return f"not registered again in time: {', '.join(missing)}"
         return ""
 
-    def _is_in_grace(self, node_id: NodeId, now: Instant) -> bool:
-        """Whether a member may stay without a registration: a lease that lapsed for a moment changes no ring."""
-        return self._is_heard(node_id) and now.monotonic_s < self._vanished_s[node_id] + self.settings.expiry_grace
+    def release(self, now: Instant) -> list[Effect]:
+        """Let a held ring go, as soon as anything is registered."""
+        if self._held_since_s is None:
+            return []
+        self._released, self._due_s = True, -inf
+        return [_note(now, "hold-released", "", "ring", "by an operator")]
+
+    # --- what gossip says -----------------------------------------------------------------------------
 
     def _is_heard(self, node_id: NodeId) -> bool:
         record = self.swim.table.members.get(node_id)
         return node_id == self.settings.id or (record is not None and record.state == "alive")
 
+    def _heard_ids(self) -> list[NodeId]:
+        """Return everybody who is heard and does not leave, this node included."""
+        others = [item.member.id for item in self.swim.table.live if item.state == "alive"]
+        return sorted([*others, *([] if self.swim.is_leaving else [self.settings.id])])
+
     def _is_gone(self, node_id: NodeId) -> bool:
         record = self.swim.table.members.get(node_id)
         return record is not None and record.state in ("dead", "left")
 
-    def _lead(self) -> Authority:
-        """Name the witness that leads."""
+    def _newest(self, member: Member) -> Member:
+        """Return the newest known life of a member: it may have begun anew while etcd is silent."""
+        record = self.swim.table.members.get(member.id)
+        other = self.swim.member if member.id == self.settings.id else record.member if record is not None else member
+        return other if other.epoch > member.epoch else member
+
+    def _is_gone_for_long(self, node_id: NodeId, member: Member, now: Instant) -> bool:
+        """Whether gossip has called this life left, or dead for `gossip_evict_after`."""
+        said, record = self._said(node_id, member), self.swim.table.members.get(node_id)
+        if said == "left":
+            return True
+        is_dead = said == "dead" and record is not None
+        return is_dead and not self._before(record.since_s + self.settings.gossip_evict_after, now)  # type: ignore[union-attr]
+
+    def _said(self, node_id: NodeId, member: Member) -> GossipWitness:
+        """Return what gossip says of a life; one that it has not met is unknown, whatever became of the last."""
+        if node_id == self.settings.id:
+            return "left" if self.swim.is_leaving else "alive"
+        record = self.swim.table.members.get(node_id)
+        if record is None or (record.live_index < 0 and record.member.epoch < member.epoch):
+            return "unknown"
+        return record.state
+
+    def _meet(self, etcd: EtcdMembership, now: Instant) -> None:
+        """Note since when a registered life is one that gossip has not met."""
+        self._unknown_s = {
+            node_id: self._unknown_s.get(node_id, now.monotonic_s)
+            for node_id, item in etcd.registrations.items()
+            if self._said(node_id, item.member) == "unknown"
+        }
+        for since_s in self._unknown_s.values():
+            self._before(since_s + self.settings.unknown_timeout, now)
+
+    def _gossip_word(self, node_id: NodeId, member: Member, connected: dict[NodeId, bool], now: Instant) -> GossipWord:
+        said = self._said(node_id, member)
+        if said == "unknown" and node_id in self._unknown_s and not connected.get(node_id):
+            overdue_s = self._unknown_s[node_id] + self.settings.unknown_timeout
+            return "overdue" if now.monotonic_s >= overdue_s else "unknown"
+        return said
+
+    # --- evictions ------------------------------------------------------------------------------------
+
+    def _gone(self, etcd: EtcdMembership, connected: dict[NodeId, bool]) -> dict[NodeId, tuple[float, str]]:
+        """Return who of the registered may be evicted: id -> (from which second on, what gossip says)."""
+        gone: dict[NodeId, tuple[float, str]] = {}
+        for node_id, registration in sorted(etcd.registrations.items()):
+            said, record = self._said(node_id, registration.member), self.swim.table.members.get(node_id)
+            if said == "unknown" and not connected.get(node_id):
+                gone[node_id] = (self._unknown_s[node_id] + self.settings.unknown_timeout, said)
+            elif said in ("dead", "left") and record is not None:
+                is_at_once = said == "left" or self._is_removed(registration.member)
+                gone[node_id] = (record.since_s + (0.0 if is_at_once else self.settings.evict_after), said)
+        gone.pop(self.settings.id, None)
+        return gone
+
+    def _forget_removed(self, etcd: EtcdMembership) -> None:
+        """Who was removed while gossip led stays out until it lives again, or etcd has dropped that life."""
+        for node_id, epoch in list(self._removed.items()):
+            registration = etcd.registrations.get(node_id)
+            if registration is None or registration.member.epoch > epoch or not self._is_gone(node_id):
+                del self._removed[node_id]
+
+    def eviction_objection(self, node_id: NodeId) -> str:
+        """Say why an operator's eviction cannot be proposed here; empty: it can."""
         if self.etcd is None:
-            return "gossip"
-        if self._held_since_s is not None:
-            return "held"
-        if self.etcd.reachable:
-            heard = sum(map(self._is_heard, self.etcd.registrations))
-            return "both" if 2 * heard > len(self.etcd.registrations) else "etcd"
-        return "held" if self.ring_members else "none"
+            return "this cluster has no etcd: who is dead leaves by gossip's word"
+        if node_id not in self.etcd.registrations:
+            return f"{node_id} is not registered"
+        if not self.etcd.reachable or not self.etcd.lease_id:
+            return "etcd cannot be reached from here"
+        return ""
+
+    def evict(self, node_id: NodeId, now: Instant) -> list[Effect]:
+        """Propose what an operator asked for. A live member registers anew once it hears a majority."""
+        if self.eviction_objection(node_id) or self.etcd is None:
+            return []
+        return self.etcd.evict(self.etcd.registrations[node_id], "asked for by an operator", now)
+
+    # --- what is shown --------------------------------------------------------------------------------
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the ring is just what etcd has registered: no hold, no grace, nobody removed meanwhile."""
+        return self.lead == "etcd" and not self._vanished_s and not self._removed
+
+    @property
+    def voters(self) -> list[NodeId]:
+        """The last view: whose majority confirms a ring, and may change one while etcd is silent."""
+        if self.lead == "etcd" and self.etcd is not None:
+            return list(self.etcd.registrations)
+        return list(self._base or self._standing)
+
+    def _find_isolation(self, now: Instant) -> bool:
+        """Whether etcd is reached and nobody of several others gives a sign: this node is the one that is cut off."""
+        etcd = self.etcd
+        if etcd is None or not etcd.reachable or len(etcd.registrations) < ISOLATED_MIN:
+            return False
+        is_met = any(item != self.settings.id and self._is_heard(item) for item in etcd.registrations)
+        return not is_met or not self._before(self.swim.heard_s + ISOLATED_AFTER_S, now)
+
+    def _named_authority(self, now: Instant) -> Authority:
+        """Name the witness that leads."""
+        match self.lead:
+            case "alone" | "takeover":
+                return "gossip"
+            case "held":
+                return "held"
+            case "cold":
+                return "gossip" if self.has_provisional_ring else "none"
+            case "gossip":
+                return "gossip" if 2 * sum(map(self._is_heard, self._base)) > len(self._base) else "none"
+            case "etcd":
+                return self._etcd_authority(now)
+
+    def _etcd_authority(self, now: Instant) -> Authority:
+        etcd = self.etcd
+        assert etcd is not None
+        self.is_isolated = False
+        if not etcd.reachable:
+            return "relayed" if now.monotonic_s < etcd.relayed_until_s else self._authority
+        self.is_isolated = self._find_isolation(now)
+        if self.is_isolated:
+            return "none"
+        heard = [item for item in etcd.registrations if self._is_heard(item)]
+        if 2 * len(heard) <= len(etcd.registrations):
+            return "etcd"
+        records = self.swim.table.members
+        blocked = sum(records[item].is_udp_blocked for item in heard if item in records)
+        return "etcd" if 2 * blocked > len(etcd.registrations) - 1 > 0 else "both"
 
     def _view(self, connected: dict[NodeId, bool], now: Instant) -> ClusterView:
         etcd = self.etcd
@@ -293,12 +471,13 @@ class Reconciler:
         listed.update((node_id, record.member) for node_id, record in self.swim.table.members.items())
         if etcd is not None:
             listed.update((item.member.id, item.member) for item in etcd.registrations.values())
+        listed.setdefault(self.settings.id, self.swim.member)
         rows = tuple(self._row(listed[node_id], connected, now) for node_id in sorted(listed))
         self._witness = {row.member.id: (row.etcd, row.etcd_since_s) for row in rows}
         return ClusterView(
             authority=self._authority,
             authority_since_s=self._authority_since_s,
-            etcd=etcd.status() if etcd else EtcdStatus("off", 0, None, ""),
+            etcd=etcd.status(now) if etcd else EtcdStatus("off", 0, None, ""),
             generation=etcd.generation if etcd else 0,
             revision=etcd.revision if etcd else 0,
             digest=ring_digest(self.ring_members.values(), self.settings.replicas, self.settings.virtual_nodes),
@@ -310,84 +489,56 @@ class Reconciler:
         node_id = member.id
         in_ring = node_id in self.ring_members
         record = self.swim.table.members.get(node_id)
-        gossip = self._gossip(node_id, record)
-        routable = gossip not in ("dead", "left") and (node_id == self.settings.id or connected.get(node_id, True))
-        witness, revision = self._testimony(node_id)
+        gossip = self._said(node_id, member)
+        rule = self._rule(node_id, member, connected, now)
+        verdict, reason = rule.verdict, rule.sentence.replace("{state}", member.state).replace("{gossip}", gossip)
+        is_cut = rule.routed and node_id != self.settings.id and not connected.get(node_id, True)
+        if is_cut:
+            verdict = "unreachable" if verdict == "agree" else verdict
+            reason += "; it cannot be reached from here"
+        witness, revision = self._testimony(node_id, now)
         known_witness, since_s = self._witness.get(node_id, (None, now.monotonic_s))
-        verdict, reason = self._judge(member, gossip, witness, in_ring=in_ring, routable=routable)
-        own_since_s = None if node_id != self.settings.id else 0.0
+        is_self = node_id == self.settings.id
         return MemberView(
             member=member,
             gossip=gossip,
-            gossip_since_s=record.since_s if record else own_since_s,
-            incarnation=record.incarnation if record else self.swim.incarnation if own_since_s is not None else 0,
+            gossip_since_s=0.0 if is_self else record.since_s if record is not None and gossip != "unknown" else None,
+            incarnation=self.swim.incarnation if is_self else record.incarnation if record is not None else 0,
             etcd=witness,
             etcd_revision=revision,
             etcd_since_s=since_s if witness == known_witness else now.monotonic_s,
             in_ring=in_ring,
-            routable=routable,
+            routable=rule.routed and not is_cut,
             verdict=verdict,
             reason=reason,
         )
 
-    def _gossip(self, node_id: NodeId, record: Record | None) -> GossipWitness:
-        if node_id == self.settings.id:
-            return "left" if self.swim.is_leaving else "alive"
-        return record.state if record is not None else "unknown"
+    def _etcd_word(self, node_id: NodeId, now: Instant) -> EtcdWord:
+        registration = self.etcd.registrations.get(node_id) if self.etcd is not None else None
+        if registration is None:
+            # Who left the ring meanwhile does not come back without a commit.
+            is_lapsed = self.lead == "etcd" and node_id in self._vanished_s and node_id in self.ring_members
+            if node_id == self.settings.id and self.stood_still_s > -inf:
+                is_lapsed = False  # For how long its registration has been gone, it cannot know.
+            grace_s = self._vanished_s[node_id] + self.settings.expiry_grace if is_lapsed else -inf
+            return "lapsed" if self._before(grace_s, now) else "absent"
+        if registration.member.state == "joining":
+            return "joining"
+        return "removed" if self._is_removed(registration.member) else "registered"
 
-    def _testimony(self, node_id: NodeId) -> tuple[EtcdWitness, int]:
-        if self.etcd is None:
+    def _testimony(self, node_id: NodeId, now: Instant) -> tuple[EtcdWitness, int]:
+        etcd = self.etcd
+        if etcd is None:
             return "off", 0
-        registration = self.etcd.registrations.get(node_id)
+        registration = etcd.registrations.get(node_id)
         revision = registration.mod_revision if registration else 0
-        if not self.etcd.reachable:
+        if now.monotonic_s >= etcd.silent_since_s():
             return "unreachable", revision
         return ("registered" if registration else "absent"), revision
 
-    def _judge(
-        self, member: Member, gossip: GossipWitness, witness: EtcdWitness, *, in_ring: bool, routable: bool
-    ) -> tuple[str, str]:
-        """Return the verdict and one sentence for a person."""
-        tail = "" if routable or gossip in ("dead", "left") else "; it cannot be reached from here"
-        gone = gossip in ("dead", "left")
-        if witness != "registered":
-            return _judge_unregistered(gossip, witness, tail, in_ring=in_ring, is_held=self._held_since_s is not None)
-        if not in_ring and member.state == "joining":
-            return "pending", f"registered as joining; owns nothing yet{tail}"
-        if not in_ring:
-            return "held", f"registered, and joins the ring when the held one is released{tail}"
-        if gone:
-            ending = "leaves the ring when its eviction commits or the lease ends"
-            return "gossip-first", f"gossip says {gossip}, etcd still holds its lease; {ending}"
-        if gossip == "suspect":
-            return "gossip-first", f"gossip suspects it, etcd holds its lease{tail}"
-        if not routable:
-            return "unreachable", "registered, but it cannot be reached from here; leaves the ring when its lease ends"
-        return "agree", f"registered and {member.state}"
-
-
-def _judge_unregistered(
-    gossip: GossipWitness, witness: EtcdWitness, tail: str, *, in_ring: bool, is_held: bool
-) -> tuple[str, str]:
-    gone = gossip in ("dead", "left")
-    match witness:
-        case "off" if gone and in_ring:
-            return "gossip-first", f"gossip says {gossip}; leaves the ring when its grace is over"
-        case "off":
-            return "agree", f"gossip says {gossip}; no etcd is configured{tail}"
-        case "unreachable":
-            return "held", f"gossip says {gossip}, etcd cannot be reached; its last word stands{tail}"
-        case "absent" if in_ring and is_held:
-            return "held", f"etcd lost its registration; the last ring is held until all register again{tail}"
-        case "absent" if in_ring:
-            return (
-                "unregistered",
-                f"gossip says {gossip}, etcd lost its registration; it has a moment to register again",
-            )
-        case "absent" if gone:
-            return "agree", f"gossip says {gossip}, and etcd has no registration"
-        case _:
-            return "unregistered", f"gossip says {gossip}, etcd has no registration; owns nothing{tail}"
+    def check_invariants(self) -> None:
+        """Assert what must hold between any two events; for tests and the simulator."""
+        assert not self._unbacked, f"joined the ring without a commit: {self._unbacked}"
 
 
 def _note(now: Instant, kind: str, member: NodeId, source: str, detail: str) -> Note:

@@ -154,6 +154,31 @@ class Settings:
     hold_max: float = _setting(
         60.0, "duration", "Longest time the last ring is held after most registrations vanished.", low=0, high=3600
     )
+    takeover_max: float = _setting(
+        10.0,
+        "duration",
+        "After an outage of etcd, its word waits so long at most for all members that are heard to register.",
+        low=0,
+        high=3600,
+    )
+    bootstrap_after: float = _setting(
+        15.0,
+        "duration",
+        "Started without etcd, and without a peer that knows its last word, a node waits so long for either.",
+        low=0,
+        high=3600,
+    )
+    bootstrap_expect: int = _setting(
+        3, "count", "Members heard, this one included, that make a provisional ring then; 1 without --join.",
+        low=1, high=200,
+    )  # fmt: skip
+    confirm_max: float = _setting(
+        2.0,
+        "duration",
+        "Without a living lease, how long the sight of a majority with the same ring confirms this node's view.",
+        low=0.1,
+        high=60,
+    )
     value_max: int = _setting(1 << 20, "bytes", "Largest value; a larger one is answered 413.", low=1, high=64 << 20)
     connections_max: int = _setting(
         10_000, "count", "Client connections; the one idle longest is closed for a new one.", low=1, high=1_000_000

@@ -14,6 +14,9 @@ from typing import Any, TypeAlias
 from zephyr.gossip.messages import Packet
 from zephyr.model import Address, ClusterView, Member, NodeId, Outcome, TimelineEntry
 
+CONTROL_CALL_ID_MIN = 1 << 62
+"""Calls of the control plane are numbered from here on: their ends are events, those of requests typed calls."""
+
 # --- events: the shell ------------------------------------------------------------------------------
 
 
@@ -30,6 +33,18 @@ class TimerFired:
 @dataclass(frozen=True, slots=True)
 class LeaveRequested:
     """Somebody asked this node to leave in good order."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionRequested:
+    """An operator wants a member out of etcd, whatever gossip says; `Node.eviction_objection` had none."""
+
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class HoldReleaseRequested:
+    """An operator takes etcd's word for it: the held ring is let go. Nothing happens where none is held."""
 
 
 # --- events: etcd -----------------------------------------------------------------------------------
@@ -172,6 +187,23 @@ class PeerRefused:
     """Boot epoch of the life that the ended connection led to."""
 
 
+@dataclass(frozen=True, slots=True)
+class PeerAnswered:
+    """A peer answered a `SendPeer` of the control plane (`CONTROL_CALL_ID_MIN`)."""
+
+    call_id: int
+    status: int
+    payload: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCallFailed:
+    """A `SendPeer` of the control plane got no answer."""
+
+    call_id: int
+    reason: str
+
+
 # --- events: gossip ---------------------------------------------------------------------------------
 
 
@@ -235,9 +267,10 @@ EtcdEvent: TypeAlias = (
     | EtcdTransactionDone
     | EtcdCallFailed
 )
-PeerEvent: TypeAlias = IdentityProbed | PeerConnected | PeerDisconnected | PeerRefused
+PeerEvent: TypeAlias = IdentityProbed | PeerConnected | PeerDisconnected | PeerRefused | PeerAnswered | PeerCallFailed
+OperatorEvent: TypeAlias = EvictionRequested | HoldReleaseRequested
 GossipEvent: TypeAlias = DatagramReceived | StreamReceived | StreamReplied | StreamFailed | SeedsResolved | LoopLagged
-Event: TypeAlias = Started | TimerFired | LeaveRequested | EtcdEvent | PeerEvent | GossipEvent
+Event: TypeAlias = Started | TimerFired | LeaveRequested | OperatorEvent | EtcdEvent | PeerEvent | GossipEvent
 
 # --- effects: etcd ----------------------------------------------------------------------------------
 # Each is one call with a deadline (`Settings.etcd_timeout`), and is answered by exactly one event:

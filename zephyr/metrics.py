@@ -184,7 +184,7 @@ class Metrics(Collector):
         yield _labelled(GaugeMetricFamily, "zephyr_authority", text, "mode", modes)
         text = "Members on which the witnesses do not agree."
         yield GaugeMetricFamily("zephyr_views_disagreeing_members", text, value=disagreements(view))
-        deadline_s = (view.etcd if node.etcd is None else node.etcd.status()).lease_deadline_s
+        deadline_s = None if node.etcd is None else node.etcd.lease_deadline_s
         if deadline_s is not None and self.now is not None:
             text = "Time for which this node's lease is known to live."
             ttl_s = max(0.0, deadline_s - self.now().monotonic_s)

@@ -65,6 +65,20 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
+class CommittedView:
+    """What etcd has registered, as somebody read it last."""
+
+    generation: int
+    revision: int
+    """(generation, revision) orders views: a wiped etcd begins at revision 1 again."""
+    settings: tuple[int, int, int]
+    """(replicas, virtual nodes, hash version) of the cluster."""
+    registrations: tuple[Registration, ...]
+    departed: tuple[tuple[NodeId, str], ...]
+    """How members that are gone lately went: `left`, `evicted` or `expired`."""
+
+
+@dataclass(frozen=True, slots=True)
 class MemberView:
     """One row of a cluster view: what each witness says of a member, and what follows."""
 
@@ -82,7 +96,13 @@ class MemberView:
     routable: bool
     verdict: str
     reason: str
-    """One sentence for a person."""
+    """One sentence for a person, with `{gossip_age}` and `{etcd_age}` where durations go: see `told`."""
+
+    def told(self, now: Instant) -> str:
+        """Return the sentence as it reads now."""
+        gossip_s = self.etcd_since_s if self.gossip_since_s is None else self.gossip_since_s
+        ages = {"gossip_age": now.monotonic_s - gossip_s, "etcd_age": now.monotonic_s - self.etcd_since_s}
+        return self.reason.format(**{name: f"{max(0.0, age_s):.1f} s" for name, age_s in ages.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +177,8 @@ class Outcome:
     """Replicas that answered by the time the outcome was made."""
     asked: int = 1
     """Replicas that were asked."""
+    is_unconfirmed: bool = False
+    """Answered by a replica that could not make sure that it still is one."""
 
 
 @dataclass(slots=True)

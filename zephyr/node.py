@@ -19,7 +19,9 @@ from typing import Any
 
 from zephyr.cluster import Reconciler
 from zephyr.config import Settings
+from zephyr.confirmation import Confirmation
 from zephyr.etcd.lease import EtcdMembership
+from zephyr.etcd.relay import Relay
 from zephyr.events import (
     DatagramReceived,
     Effect,
@@ -30,6 +32,8 @@ from zephyr.events import (
     EtcdWatched,
     EtcdWatchEnded,
     Event,
+    EvictionRequested,
+    HoldReleaseRequested,
     IdentityProbed,
     LeaseGranted,
     LeaseKeptAlive,
@@ -37,6 +41,8 @@ from zephyr.events import (
     LeaveRequested,
     LoopLagged,
     Note,
+    PeerAnswered,
+    PeerCallFailed,
     PeerConnected,
     PeerDisconnected,
     PeerRefused,
@@ -52,6 +58,7 @@ from zephyr.events import (
 )
 from zephyr.gossip.swim import Swim
 from zephyr.model import ClusterView, Instant, Member, NodeId, Outcome, ReadRequest, TimelineEntry, WriteRequest
+from zephyr.peer.wire import Operation
 from zephyr.replication.coordinator import Coordinator, Pending
 from zephyr.ring.ring import Ring, RingBuilder, RingMember, build_ring, key_slot
 from zephyr.store.record import HybridLogicalClock
@@ -80,6 +87,8 @@ class Node:
         """`member` announces this life: bound addresses, `epoch` = unix ms at start."""
         self.settings = settings
         self.timeline: deque[TimelineEntry] = deque(maxlen=TIMELINE_MAX)
+        self.timeline_first = self.timeline_end = now.unix_ms
+        """Numbers of the first entry there ever was, and of the next one: two lives of one id never share any."""
         self.ring_change_count = 0
         """How often the table of owners changed."""
         self.store = Store(
@@ -92,7 +101,9 @@ class Node:
         )
         self.etcd = EtcdMembership(settings, member, rng, now) if settings.etcd else None
         self.swim = Swim(settings, member, rng)
-        self.cluster = Reconciler(settings, self.etcd, self.swim)
+        self.relay = Relay(settings, self.etcd) if self.etcd is not None else None
+        self.cluster = Reconciler(settings, self.etcd, self.swim, now)
+        self.confirmation = Confirmation(settings, self.etcd, self.swim, now)
         self.ring: Ring = build_ring((), settings.replicas, settings.virtual_nodes)
         self.clock = HybridLogicalClock(settings.id)
         self.coordinator = Coordinator(settings, self.ring, self.store, self.clock)
@@ -105,6 +116,8 @@ class Node:
         self._witness_changes_seen = (-1, -1)
         self._connections_changed = False
         self._reclaiming: deque[int] = deque()
+        self._must_drop_all = False
+        """The others may have written without this node, so nothing that it keeps may be served."""
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
         self._leave_asked = False
         self._stop_at_s = inf
@@ -114,10 +127,14 @@ class Node:
             Started: self._on_started,
             TimerFired: lambda _event, now: self.swim.poll(now),
             LeaveRequested: self._on_leave_requested,
+            EvictionRequested: lambda event, now: self.cluster.evict(event.node_id, now),
+            HoldReleaseRequested: lambda _event, now: self.cluster.release(now),
             IdentityProbed: self._on_probed,
             PeerConnected: self._on_peer_connected,
             PeerDisconnected: self._on_peer_disconnected,
         }
+        if self.relay is not None:
+            self._handlers |= {PeerAnswered: self.relay.on_answered, PeerCallFailed: self.relay.on_failed}
         self._handlers |= dict.fromkeys(
             (DatagramReceived, StreamReceived, StreamReplied, StreamFailed, SeedsResolved, LoopLagged, PeerRefused),
             self.swim.handle,
@@ -129,10 +146,10 @@ class Node:
                 EtcdWatched: self.etcd.on_watched,
                 EtcdWatchEnded: self.etcd.on_watch_ended,
                 LeaseGranted: self.etcd.on_granted,
-                LeaseKeptAlive: self.etcd.on_kept_alive,
+                LeaseKeptAlive: self._on_kept_alive,
                 LeaseRevoked: lambda _event, now: self.etcd.on_revoked(now) if self.etcd is not None else [],
                 EtcdTransactionDone: self.etcd.on_transacted,
-                EtcdCallFailed: self.etcd.on_failed,
+                EtcdCallFailed: self._on_etcd_failed,
             }
 
     # --- what others read ---------------------------------------------------------------------------
@@ -145,24 +162,38 @@ class Node:
     def readiness(self) -> tuple[str, ...]:
         """Return what is missing before clients should be sent here; empty: ready.
 
-        Once in the ring, a lost etcd changes nothing: its last word stands.
+        Once in the ring, a lost etcd changes nothing while most of the last view is heard. Started without etcd, a node
+        is ready when it coordinates on what its peers know.
         """
         missing = []
         if self._leave_asked:
             missing.append("leaving the cluster")
         if self.etcd is None and self.settings.join and not self.swim.table.members:
             missing.append(f"nobody has answered yet at {', '.join(self.settings.join)}")
+        is_reached = self.etcd is None or self.etcd.reachable
         if self.settings.id not in self.view.owners:
-            if self.etcd is not None and not self.etcd.reachable:
-                missing.append(f"etcd cannot be reached: {self.view.etcd.reason}; retrying")
-            else:
+            if is_reached:
                 missing.append("not in the ring yet")
+            elif not self.view.owners or self.view.authority == "none":
+                missing.append(f"etcd cannot be reached: {self.view.etcd.reason}; retrying")
+        elif self.cluster.is_isolated:
+            missing.append("none of the other members can be heard")
+        elif self.view.authority == "none" and not is_reached:
+            missing.append("etcd cannot be reached, and most of the last ring is not heard")
         return tuple(missing)
+
+    def eviction_objection(self, node_id: NodeId) -> str:
+        """Say why this node cannot propose that a member be evicted; empty: it can."""
+        return self.cluster.eviction_objection(node_id)
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two events; for tests and the simulator."""
         self.coordinator.check_invariants()
         self.swim.check_invariants()
+        self.cluster.check_invariants()
+        if self.view.authority in ("both", "gossip"):
+            routed = [row.member.id for row in self.view.members if row.routable and row.gossip in ("dead", "left")]
+            assert not routed, f"sent requests, and called dead: {routed}"
         assert self.view.owners or not self.ring_change_count, "a ring once seen is never empty"
 
     def deadline(self) -> float:
@@ -173,6 +204,8 @@ class Node:
             inf if self.etcd is None else self.etcd.deadline(),
             self.swim.deadline(),
             self.cluster.deadline(),
+            inf if self.relay is None else self.relay.deadline(),
+            self.confirmation.deadline(),
             self.coordinator.deadline(),
             self._expire_at_s,
             inf if self._stopped else self._stop_at_s,
@@ -182,22 +215,28 @@ class Node:
 
     def handle(self, event: Event, now: Instant) -> list[Effect]:
         """Take in one event; return what must be done, in order."""
+        if self.confirmation.stood_still(now):
+            self.cluster.stood_still_s = now.monotonic_s
         effects = self._handlers[type(event)](event, now)
-        if self.etcd is not None:
+        if self.etcd is not None and self.relay is not None:
             if self.coordinator.view_doubted:
                 self.coordinator.view_doubted = False
                 self.etcd.request_check(now)
+                self.relay.request(now)
             effects += self.etcd.poll(now)
+            effects += self.relay.poll(self._connected, now)
             effects += self._agree_on_epoch(self.etcd, now)
         effects += self.coordinator.poll(now)
         effects += self._reconcile(now)
         effects += self._build(now)
         self._reclaim()
+        effects += self._confirm(now)
         self._expire(now)
         effects += self._stop(now)
         for effect in effects:
             if type(effect) is Note:
                 self.timeline.append(effect.entry)
+                self.timeline_end += 1
         return effects
 
     def _on_started(self, _event: Started, now: Instant) -> list[Effect]:
@@ -228,7 +267,6 @@ class Node:
         effects = self.swim.handle(event, now)
         if self._connected.get(node_id) is not True:
             self._connected[node_id] = self._connections_changed = True
-            self.coordinator.peer_reachable(node_id, reachable=True)
             effects.append(self._note(now, "peer-connected", node_id, f"epoch {event.member.epoch}"))
         return effects
 
@@ -238,8 +276,26 @@ class Node:
             return effects
         self._connected[event.node_id] = False
         self._connections_changed = True
-        self.coordinator.peer_reachable(event.node_id, reachable=False)
         return [*effects, self._note(now, "peer-disconnected", event.node_id, event.reason)]
+
+    def _on_kept_alive(self, event: LeaseKeptAlive, now: Instant) -> list[Effect]:
+        """Renewals go to whoever asked for them: this node itself, or a peer."""
+        assert self.etcd is not None
+        assert self.relay is not None
+        return [] if self.relay.took_renewal(event) else self.etcd.on_kept_alive(event, now)
+
+    def _on_etcd_failed(self, event: EtcdCallFailed, now: Instant) -> list[Effect]:
+        assert self.etcd is not None
+        assert self.relay is not None
+        return [] if self.relay.took_renewal(event) else self.etcd.on_failed(event, now)
+
+    def _confirm(self, now: Instant) -> list[Effect]:
+        """Find out whether this node may take itself for an owner; let requests that waited for that begin."""
+        if self.etcd is None:
+            return []
+        owners = () if self._must_drop_all else self.view.owners
+        effects = self.confirmation.update(self.cluster.voters, owners, self.coordinator.digest, now)
+        return effects + self.coordinator.confirm(self.confirmation.until_s, now)
 
     def _reconcile(self, now: Instant) -> list[Effect]:
         """Compute the view anew when a witness said something new or a hold is over."""
@@ -255,6 +311,9 @@ class Node:
         view, notes = self.cluster.reconcile(self._connected, now)
         effects += notes
         effects += self._set_peers(view)
+        self.coordinator.route(view)
+        if self.settings.id not in view.owners and self.settings.id in self.view.owners:
+            self._must_drop_all, self._reclaiming = True, deque(self.store.occupied_slots())
         if view.digest == self.coordinator.digest:
             self._building = self._view_next = None
             return [*effects, *self._publish(view)]
@@ -274,7 +333,6 @@ class Node:
             return []
         self._peers = peers
         self._connected = {peer.id: self._connected[peer.id] for peer in peers if peer.id in self._connected}
-        self.coordinator.forget_peers(self._connected)
         return [SetPeers(peers)]
 
     def _build(self, now: Instant) -> list[Effect]:
@@ -291,7 +349,8 @@ class Node:
         if ring.members != self.ring.members:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
-            self._reclaiming = deque(self.store.occupied_slots())
+            if not self._must_drop_all:
+                self._reclaiming = deque(self.store.occupied_slots())
         self.ring = ring
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
@@ -303,13 +362,17 @@ class Node:
         return [PublishView(view)]
 
     def _reclaim(self) -> None:
-        """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale."""
+        """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale.
+
+        All of them when it was out of the ring, however soon it is back.
+        """
         keys = slots = 0
         while self._reclaiming and keys < SLICE_KEYS and slots < SLICE_SLOTS:
             slot = self._reclaiming.popleft()
-            if self.settings.id not in self.ring.owners(slot):
+            if self._must_drop_all or self.settings.id not in self.ring.owners(slot):
                 keys += self.store.drop_slot(slot)
             slots += 1
+        self._must_drop_all = self._must_drop_all and bool(self._reclaiming)
 
     def _expire(self, now: Instant) -> None:
         """Remove expired entries, a slice at a time."""
@@ -344,6 +407,8 @@ class Node:
         self, operation: int, arguments: tuple[Any, ...], ring_digest: bytes, now: Instant
     ) -> tuple[int, tuple[Any, ...]]:
         """Answer a peer's request: (status, payload)."""
+        if operation == Operation.VIEW and self.relay is not None:
+            return self.relay.serve(arguments, now)
         return self.coordinator.serve(operation, arguments, ring_digest, now)
 
     def peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:

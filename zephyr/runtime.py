@@ -32,6 +32,7 @@ from zephyr.errors import ConfigError, WireError
 from zephyr.etcd.client import EtcdClient
 from zephyr.etcd.registration import Keyspace
 from zephyr.events import (
+    CONTROL_CALL_ID_MIN,
     CheckKeys,
     CompleteRequest,
     Effect,
@@ -44,6 +45,8 @@ from zephyr.events import (
     LoopLagged,
     Note,
     OpenStream,
+    PeerAnswered,
+    PeerCallFailed,
     PeerConnected,
     PeerDisconnected,
     PeerRefused,
@@ -157,7 +160,7 @@ class Runtime:
         await self.gossip.bind()
         stack.push_async_callback(self.gossip.close)
         self.metrics = Metrics()
-        self.api = HttpApi(settings, submit=self.submit, now=now, metrics=self.metrics)
+        self.api = HttpApi(settings, submit=self.submit, dispatch=self.dispatch, now=now, metrics=self.metrics)
         await self.api.bind()
         stack.push_async_callback(self.api.close)
         self.node = Node(settings, self._announcement(), self._rng, now())
@@ -262,7 +265,10 @@ class Runtime:
     def _serve_peer(self, operation: int, arguments: tuple[Any, ...], digest: bytes) -> tuple[int, tuple[Any, ...]]:
         if operation == Operation.NEWS:
             return self._receive_news(arguments)
-        return self.node.serve_peer(operation, arguments, digest, now())
+        reply = self.node.serve_peer(operation, arguments, digest, now())
+        if operation == Operation.VIEW:
+            self._arm()  # A lease may have to be renewed for the peer.
+        return reply
 
     def _receive_news(self, arguments: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:
         match arguments:
@@ -276,10 +282,16 @@ class Runtime:
         self.peers.tell(effect.node_ids, Operation.NEWS, (self.gossip.seal_news(effect.messages),))
 
     def _peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...]) -> None:
-        self.execute(self.node.peer_replied(call_id, status, payload, now()))
+        if call_id >= CONTROL_CALL_ID_MIN:
+            self.dispatch(PeerAnswered(call_id, status, payload))
+        else:
+            self.execute(self.node.peer_replied(call_id, status, payload, now()))
 
     def _peer_failed(self, call_id: int, reason: str, sent: bool) -> None:  # noqa: FBT001  # the transport's callback
-        self.execute(self.node.peer_failed(call_id, reason, now(), sent=sent))
+        if call_id >= CONTROL_CALL_ID_MIN:
+            self.dispatch(PeerCallFailed(call_id, reason))
+        else:
+            self.execute(self.node.peer_failed(call_id, reason, now(), sent=sent))
 
     def _arm(self) -> None:
         """Move the one timer forward to the node's deadline; a later deadline is found when it fires."""
@@ -308,7 +320,7 @@ class Runtime:
             CompleteRequest: self._complete,
             SetPeers: lambda effect: self.peers.set_peers(effect.members),
             ProbeIdentity: lambda effect: self.peers.probe(effect.address),
-            PublishView: lambda _effect: None,  # Pages read the view from the node.
+            PublishView: lambda _effect: self.api.happened(),  # Pages read the view from the node.
             Note: self._log,
             Stop: self._end,
             SendNews: self._send_news,
@@ -336,6 +348,7 @@ class Runtime:
     def _log(self, effect: Note) -> None:
         entry = effect.entry
         log.info(entry.kind, source=entry.source, member=entry.member, detail=entry.detail)
+        self.api.happened()
 
     def _end(self, stop: Stop) -> None:
         assert self._stop is not None

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from zephyr.api.http import HttpApi, HttpLimits
 from zephyr.config import Settings, parse_address
 from zephyr.errors import ConfigError
-from zephyr.events import Started, TimerFired
+from zephyr.events import OperatorEvent, Started, TimerFired
 from zephyr.metrics import Metrics
 from zephyr.model import Failure, Instant, Member, Outcome, ReadRequest, WriteRequest
 from zephyr.node import Node
@@ -72,6 +72,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.records: dict[bytes, bytes] = {}
         self.asked: list[ReadRequest | WriteRequest] = []
+        self.dispatched: list[OperatorEvent] = []
         self.clock = HybridLogicalClock("n1")
         self.failing: Exception | None = None
         self.gate: asyncio.Event | None = None
@@ -211,7 +212,7 @@ async def serving(
 ) -> AsyncIterator[Served]:
     node, metrics = FakeNode(), Metrics()
     config = replace(Settings(id="n1", http="127.0.0.1:0"), **values)
-    api = HttpApi(config, submit=node.submit, now=now, metrics=metrics, limits=limits)
+    api = HttpApi(config, submit=node.submit, dispatch=node.dispatched.append, now=now, metrics=metrics, limits=limits)
     await api.bind()
     api.serve(real_node or Node(replace(config, etcd=()), a_member(), random.Random(1), now()))
     served = Served(api, node, metrics)
@@ -1166,7 +1167,8 @@ def test_random_misbehaviour_leaves_nothing_behind(seed, loop_factory, caplog):
 @on_both_loops
 async def test_before_the_node_is_there_only_the_process_answers():
     node, metrics = FakeNode(), Metrics()
-    api = HttpApi(Settings(id="n1", http="127.0.0.1:0"), submit=node.submit, now=now, metrics=metrics)
+    config = Settings(id="n1", http="127.0.0.1:0")
+    api = HttpApi(config, submit=node.submit, dispatch=node.dispatched.append, now=now, metrics=metrics)
     await api.bind()
     served = Served(api, node, metrics)
     try:
@@ -1187,7 +1189,7 @@ async def test_before_the_node_is_there_only_the_process_answers():
 async def test_a_taken_port_is_one_line():
     async with serving() as served:
         config = Settings(id="n2", http=served.api.bound_address)
-        second = HttpApi(config, submit=served.node.submit, now=now, metrics=Metrics())
+        second = HttpApi(config, submit=served.node.submit, dispatch=print, now=now, metrics=Metrics())
         with pytest.raises(ConfigError) as caught:
             await second.bind()
         assert str(caught.value).startswith(f"--http: cannot listen on {served.api.bound_address}: ")
@@ -1289,7 +1291,7 @@ async def test_the_pages_show_the_node():
         assert (await client.ask("GET", "/debug/ring?key=")).status == 404
         events = (await page("/debug/timeline"))["events"]
         assert [event["kind"] for event in events] == [entry.kind for entry in node.timeline]
-        assert events[0].keys() == {"at_unix_ms", "kind", "member", "source", "detail"}
+        assert events[0].keys() == {"at_unix_ms", "kind", "member", "source", "detail", "sequence"}
         last_ms = events[-1]["at_unix_ms"]
         assert (await page(f"/debug/timeline?since={last_ms}"))["events"][-1] == events[-1]
         assert (await page(f"/debug/timeline?since={last_ms + 1}"))["events"] == []

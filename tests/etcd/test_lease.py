@@ -95,7 +95,7 @@ class Fixture:
 def test_a_node_lists_then_watches_then_registers_under_a_lease():
     machine = Fixture().registered(registration("n2"))
     assert list(machine.registrations) == ["n2", "n1"]
-    assert machine.status().state == "connected"
+    assert machine.status(Instant(0.0, 0)).state == "connected"
     assert machine.lease_deadline_s == pytest.approx(10.1), "the lease lives from the sending on"
 
 
@@ -204,8 +204,8 @@ def test_silence_of_etcd_forgets_nobody_and_is_told_once():
     machine.on_watch_ended(EtcdWatchEnded(1, "stream ended"), at(1))
     effects = machine.on_failed(EtcdCallFailed(ReadSnapshot(), "connection refused", definite=False), at(3))
     assert notes(effects) == ["etcd-unreachable"]
-    assert machine.status().state == "unreachable"
-    assert machine.status().reason == "connection refused"
+    assert machine.status(Instant(0.0, 0)).state == "unreachable"
+    assert machine.status(Instant(0.0, 0)).reason == "connection refused"
     machine.poll(at(3.2))
     assert notes(machine.on_failed(EtcdCallFailed(ReadSnapshot(), "connection refused", definite=False), at(4))) == []
     assert sorted(machine.registrations) == ["n1", "n2"]

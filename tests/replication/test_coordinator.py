@@ -1,6 +1,7 @@
 """The table of requests in flight: whom it asks, when it gives up, what it answers peers."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from zephyr.events import CompleteRequest, SendPeer
 from zephyr.model import ClusterView, EtcdStatus, Failure, Instant, Outcome, ReadRequest, WriteRequest
 from zephyr.peer.wire import Operation, Status
 from zephyr.replication import coordinator as module
-from zephyr.replication.coordinator import NOT_OWNER_PAUSE_S, Coordinator, Pending
+from zephyr.replication.coordinator import CONFIRMATION_WAIT_S, NOT_OWNER_PAUSE_S, Coordinator, Pending
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 from zephyr.store.record import CLOCK_DRIFT_MAX_MS, HybridLogicalClock, pack_record, record_value, record_version
 from zephyr.store.store import Store
@@ -106,10 +107,44 @@ def test_a_node_that_owns_nothing_of_a_key_coordinates_its_write():
     assert coordinator.requests_in_flight == 0
 
 
+def route(coordinator, unreachable=(), suspects=()):
+    """Have it take from a view whom to send to."""
+    rows = [
+        SimpleNamespace(
+            member=SimpleNamespace(id=node_id),
+            routable=node_id not in unreachable,
+            gossip="suspect" if node_id in suspects else "alive",
+        )
+        for node_id in ("n1", "n2", "n3", "n4")
+    ]
+    coordinator.route(SimpleNamespace(members=rows))
+
+
 def test_a_read_prefers_this_node_and_then_owners_that_can_be_reached():
     coordinator = build("n1", "n2", "n3")
-    coordinator.peer_reachable("n2", reachable=False)
+    route(coordinator, unreachable=["n2"])
     pending = coordinator.begin_read(ReadRequest(b"key"), at(1))
+    assert [call.node_id for call in sends(pending.effects)] == ["n3"]
+
+
+def test_a_read_asks_suspects_last_and_those_that_cannot_be_reached_never():
+    coordinator = build("n1", "n2", "n3", "n4")
+    key = key_owned_by(coordinator, lambda owners: "n1" not in owners)
+    route(coordinator, suspects=["n2", "n4"])
+    pending = coordinator.begin_read(ReadRequest(key), at(1))
+    assert sends(pending.effects)[0].node_id == "n3"
+    route(coordinator, unreachable=["n2"])
+    pending = coordinator.begin_read(ReadRequest(key), at(1))
+    calls = sends(pending.effects)
+    assert {call.node_id for call in calls} == {"n3", "n4"}
+    assert coordinator.failed(calls[0].call_id, "lost", at(1.1), sent=True) == [], "nobody else is asked"
+    assert completed(coordinator.failed(calls[1].call_id, "lost", at(1.1), sent=True)).failure is Failure.UNAVAILABLE
+
+
+def test_a_write_is_not_sent_to_who_cannot_be_reached():
+    coordinator = build("n1", "n2", "n3")
+    route(coordinator, unreachable=["n2"])
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
     assert [call.node_id for call in sends(pending.effects)] == ["n3"]
 
 
@@ -140,8 +175,7 @@ def test_a_failed_replica_is_replaced_by_the_next_one():
 
 def test_a_quorum_that_cannot_be_met_is_refused_before_anything_is_sent():
     coordinator = build("n1", "n2", "n3")
-    coordinator.peer_reachable("n2", reachable=False)
-    coordinator.peer_reachable("n3", reachable=False)
+    route(coordinator, unreachable=["n2", "n3"])
     outcome = coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
     assert outcome.failure is Failure.UNAVAILABLE
     assert coordinator.store.items == 0
@@ -298,3 +332,87 @@ def test_a_replica_tells_what_stands_above_an_older_write():
     status, payload = coordinator.serve(Operation.WRITE, (b"key", older), b"ring-one", at(1))
     assert (status, payload) == (Status.OK, (False, True, record_version(newer)))
     assert coordinator.serve(Operation.WRITE, (b"key", newer), b"ring-one", at(1))[0] == Status.OK, "idempotent"
+
+
+# --- views that are not confirmed ---------------------------------------------------------------------------
+
+
+def unconfirmed(*ids: str, replicas: int = 3):
+    coordinator = build(*ids, replicas=replicas)
+    coordinator.confirm(0.5, at(0))
+    coordinator.store.apply(key_slot(b"key"), b"key", record_at(0.1, b"old"), UNIX_MS)
+    return coordinator
+
+
+def test_what_an_owner_would_do_alone_waits_until_its_view_is_confirmed():
+    coordinator = unconfirmed("n1", replicas=1)
+    read = coordinator.begin_read(ReadRequest(b"key"), at(1))
+    write = coordinator.begin_write(WriteRequest(b"other", b"value"), at(1))
+    assert (read.effects, write.effects) == ([], [])
+    effects = coordinator.confirm(9.0, at(1.2))
+    outcomes = {item.request_id: item.outcome for item in effects}
+    assert record_value(outcomes[read.request_id].record) == b"old"
+    assert outcomes[write.request_id].failure is None
+    assert not outcomes[read.request_id].is_unconfirmed
+    assert coordinator.requests_in_flight == 0
+    assert coordinator.deadline() == float("inf")
+
+
+def test_without_a_confirmation_one_replica_reads_with_a_mark_and_everything_else_is_refused():
+    coordinator = unconfirmed("n1", "n2", "n3")
+    one = coordinator.begin_read(ReadRequest(b"key", quorum="1"), at(1))
+    strict = coordinator.begin_read(ReadRequest(b"key"), at(1))
+    write = coordinator.begin_write(WriteRequest(b"key", b"new"), at(1))
+    assert coordinator.deadline() == 1 + CONFIRMATION_WAIT_S
+    outcomes = {item.request_id: item.outcome for item in coordinator.poll(at(1 + CONFIRMATION_WAIT_S))}
+    assert outcomes[one.request_id].is_unconfirmed
+    assert record_value(outcomes[one.request_id].record) == b"old"
+    for pending in (strict, write):
+        assert outcomes[pending.request_id].failure is Failure.UNAVAILABLE
+    assert coordinator.store.get(key_slot(b"key"), b"key", UNIX_MS)[-3:] == b"old", "nothing was written"
+
+
+def test_a_request_with_a_short_deadline_waits_no_longer_than_that():
+    coordinator = unconfirmed("n1", "n2", "n3")
+    coordinator.begin_write(WriteRequest(b"a", b"v"), at(1))
+    short = coordinator.begin_write(WriteRequest(b"b", b"v", timeout_s=0.1), at(1))
+    [ended] = coordinator.poll(at(1.1))
+    assert (ended.request_id, ended.outcome.failure) == (short.request_id, Failure.UNAVAILABLE)
+
+
+def test_a_peer_is_told_that_this_node_is_not_sure_to_own_a_key():
+    coordinator = unconfirmed("n1", "n2", "n3")
+    status, payload = coordinator.serve(Operation.READ, (b"key",), b"", at(1))
+    assert (status, record_value(payload[0])) == (Status.UNCONFIRMED, b"old")
+    record = record_at(1, b"new")
+    assert coordinator.serve(Operation.WRITE, (b"key", record), b"", at(1)) == (Status.UNCONFIRMED, ())
+    assert coordinator.unconfirmed_count == 2
+
+
+def test_a_read_that_nobody_is_sure_of_is_tried_once_more_and_then_served_with_a_mark():
+    coordinator = build("n1", "n2", "n3", "n4")
+    key = key_owned_by(coordinator, lambda owners: "n1" not in owners)
+    pending = coordinator.begin_read(ReadRequest(key, quorum="1"), at(1))
+    effects, second_s = pending.effects, 1.0
+    for round_s in (1.1, 1.1 + NOT_OWNER_PAUSE_S):
+        while calls := sends(effects):
+            effects = coordinator.replied(calls[0].call_id, Status.UNCONFIRMED, (record_at(0.5, b"v"),), at(round_s))
+        second_s = round_s + NOT_OWNER_PAUSE_S
+        if not effects:
+            effects = coordinator.poll(at(second_s))
+    outcome = completed(effects)
+    assert outcome.is_unconfirmed
+    assert record_value(outcome.record) == b"v"
+
+
+def test_a_write_that_nobody_is_sure_of_begins_again_a_moment_later():
+    coordinator = build("n1", "n2", "n3", "n4")
+    key = key_owned_by(coordinator, lambda owners: "n1" not in owners)
+    pending = coordinator.begin_write(WriteRequest(key, b"value"), at(1))
+    for call in sends(pending.effects)[:2]:
+        assert not coordinator.replied(call.call_id, Status.UNCONFIRMED, (), at(1.1))
+    again = sends(coordinator.poll(at(1.1 + NOT_OWNER_PAUSE_S)))
+    assert len(again) == 3
+    version = record_version(again[0].arguments[1])
+    coordinator.replied(again[0].call_id, Status.OK, (True, False, version), at(1.4))
+    assert completed(coordinator.replied(again[1].call_id, Status.OK, (True, False, version), at(1.4))).failure is None

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from chaos.simulate import FAULTS_S, SETTINGS, RandomRun, log_digest, run_seed
+from chaos.cluster_scenarios import FAULTS_S, SETTINGS, RandomRun, log_digest, run_seed
 from chaos.simulator import Simulation
 from zephyr.etcd.registration import EvictionMark
 from zephyr.events import EvictMember, LeaveRequested

@@ -6,6 +6,8 @@ for each step, and how a connection ends:
     opened -> headers -> [body] -> handled -> written -> [rest drained] -> idle -> headers ...
                                                       -> [lingering] -> closed
 
+An answer without an end (a `Stream`) is written piece by piece, each of which the client has to take in time.
+
 A connection is in at most one of the guard's queues, each ordered by time, so one slow timer looks at their
 heads alone. Nothing here waits without a limit of `HttpLimits`, or of the request's own deadline.
 
@@ -69,6 +71,10 @@ class HttpLimits:
     connection."""
     linger_s: float = 10.0
     """For which a connection that is to be closed reads and drops what its client still sends."""
+    streams_max: int = 32
+    """Answers without an end: people and dashboards that watch this node, each of which costs work at every event."""
+    stream_idle_s: float = 15.0
+    """After which such an answer gives a sign of life: shorter than any proxy's patience, and finds out who is gone."""
     close_s: float = 2.0
     """For requests in flight when the adapter closes: the default deadline of a request."""
 
@@ -108,6 +114,45 @@ class Ending(enum.Enum):
     """The client may still be sending: it is closed slowly."""
 
 
+class Stream:
+    """The body of an answer without an end: whatever `take` has to say, each time it is woken, until it is ended.
+
+    It keeps nothing: who takes long to read is told later, by as much as `take` still knows then.
+    """
+
+    __slots__ = ("_idle_s", "_sign", "_take", "_waiter", "is_over")
+
+    def __init__(self, take: Callable[[], bytes], sign: bytes, idle_s: float) -> None:
+        """`take`: returns what is new, or nothing. `sign`: sent when nothing was new for `idle_s`."""
+        self._take = take
+        self._sign = sign
+        self._idle_s = idle_s
+        self._waiter: asyncio.Future[None] | None = None
+        self.is_over = False
+
+    def wake(self) -> None:
+        """There is something new."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def end(self) -> None:
+        """Say what is still to be said, and no more after that."""
+        self.is_over = True
+        self.wake()
+
+    async def piece(self) -> bytes:
+        """Wait for the next piece; empty: it is over."""
+        while not (piece := self._take()) and not self.is_over:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.wait_for(self._waiter, self._idle_s)
+            except TimeoutError:
+                return self._sign
+            finally:
+                self._waiter = None
+        return piece
+
+
 class Answer(NamedTuple):
     """An answer that is bytes already."""
 
@@ -115,6 +160,8 @@ class Answer(NamedTuple):
     """Status line and headers."""
     body: bytes
     ending: Ending
+    stream: Stream | None = None
+    """Follows the body."""
 
 
 class Parser:
@@ -332,7 +379,7 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_answer_began_s", "_answer_bytes", "_answer_moved_s", "_guard", "_handle", "_is_half_closed", "_is_lingering",
-        "_link", "_lost", "_report", "_unread_body", "is_busy", "is_continued", "is_ending", "is_oversized",
+        "_link", "_lost", "_report", "_stream", "_unread_body", "is_busy", "is_continued", "is_ending", "is_oversized",
     )  # fmt: skip
 
     def __init__(
@@ -363,6 +410,7 @@ class Connection(web.RequestHandler):
         self._link: asyncio.Transport | None = None
         self._lost: asyncio.Future[None] | None = None
         self._unread_body: StreamReader | None = None
+        self._stream: Stream | None = None
         self._is_lingering = False
         self._is_half_closed = False
         self.is_ending = False
@@ -392,6 +440,8 @@ class Connection(web.RequestHandler):
         self._link = None
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
+        if self._stream is not None:
+            self._stream.end()
         if self._unread_body is not None:  # aiohttp tells only a handler, not the one who drains after it.
             self._unread_body.set_exception(ConnectionResetError("the client is gone"))
         super().connection_lost(exc)
@@ -407,8 +457,14 @@ class Connection(web.RequestHandler):
             super().resume_reading(resume_parser)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for a bool: True keeps the connection
-        """Answer what has arrived whole: a client may end its direction once it has asked."""
+        """Answer what has arrived whole: a client may end its direction once it has asked.
+
+        It then gets what there is, but none of what is still to come: mostly it is gone, and an answer without an end
+        would find that out only at the second write.
+        """
         self._is_half_closed = self.is_ending = True
+        if self._stream is not None:
+            self._stream.end()
         return self.is_busy and not self._is_lingering and cast("Parser", self._parser).body_is_whole
 
     # --- what the parser reports --------------------------------------------------------------------
@@ -555,10 +611,26 @@ class Connection(web.RequestHandler):
         self._send(answer.head, answer.body)
         if self.writing_paused:
             await self.flushed()
+        if answer.stream is not None:
+            await self._pour(answer.stream)
         if answer.ending is Ending.KEEP:
             self.rest()
             return True
         return await self._end(answer.ending, payload)
+
+    async def _pour(self, stream: Stream) -> None:
+        """Write an answer without an end, until somebody ends it or the client is gone."""
+        self._stream = stream
+        if self._is_half_closed:
+            stream.end()
+        try:
+            while piece := await stream.piece():
+                self.write(piece)
+                if self.writing_paused:
+                    await self.flushed()
+        finally:
+            self._stream = None
+            stream.end()
 
     async def _end(self, ending: Ending, payload: StreamReader) -> bool:
         """See to a connection that is not simply kept. Return whether another request may follow."""

@@ -21,9 +21,9 @@ from http import HTTPStatus
 from typing import NamedTuple, TypeAlias
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from zephyr.config import KEY_BYTES_MAX, Settings, parse_duration_s
+from zephyr.config import KEY_BYTES_MAX, NODE_ID_PATTERN, Settings, parse_duration_s
 from zephyr.errors import RequestError
-from zephyr.model import Failure, Outcome, ReadRequest, Version, WriteRequest
+from zephyr.model import Failure, NodeId, Outcome, ReadRequest, Version, WriteRequest
 from zephyr.store.record import (
     CONTENT_TYPE_BYTES_MAX,
     record_content_type,
@@ -44,6 +44,8 @@ SHOWN_CHARACTERS_MAX = 64
 KV_PREFIX = b"/kv/"
 KV_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
 PAGE_METHODS = ("GET", "HEAD")
+ACTION_METHODS = ("POST",)
+"""Of what an operator asks for."""
 PROBLEM_TYPE_PREFIX = "urn:zephyr:problem:"
 
 Header: TypeAlias = tuple[bytes, bytes]
@@ -69,6 +71,7 @@ _PERCENT_MALFORMED = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x1f\x7f]")
 _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 _ENTITY_TAG = re.compile(rb'(?:W/)?("[^"]*")')
+_EVENT_ID = re.compile(r"[0-9]{1,15}")
 _UNIX_MS = re.compile(rb"[0-9]{1,15}")
 _QUORUM_NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -90,9 +93,13 @@ BAD_KEY = Problem("malformed-key", 400, "The key cannot be read")
 BAD_PARAMETER = Problem("bad-parameter", 400, "A parameter is wrong")
 BAD_HEADER = Problem("bad-header", 400, "A header is wrong")
 UNKNOWN_PAGE = Problem("unknown-page", 404, "There is no such page")
+UNKNOWN_MEMBER = Problem("unknown-member", 404, "There is no such member")
+NO_CERTIFICATE = Problem("no-certificate", 404, "Nothing is known here of a death of that member")
 NOT_FOUND = Problem("not-found", 404, "The key is not here")
 METHOD_NOT_ALLOWED = Problem("method-not-allowed", 405, "The method is not allowed here")
 TOO_SLOW = Problem("too-slow", 408, "The request arrived too slowly", retryable=True)
+CANNOT_EVICT = Problem("cannot-evict", 409, "This node cannot propose that")
+NOTHING_HELD = Problem("nothing-held", 409, "No ring is held here")
 VALUE_TOO_LARGE = Problem("value-too-large", 413, "The value is too large")
 KEY_TOO_LONG = Problem("key-too-long", 414, "The key is too long")
 EXPECTATION_FAILED = Problem("expectation-failed", 417, "The expectation cannot be met")
@@ -103,6 +110,7 @@ HEADERS_TOO_LARGE = Problem("headers-too-large", 431, "The header block is too l
 INTERNAL_ERROR = Problem("internal-error", 500, "The node failed to answer")
 NOT_SUPPORTED = Problem("not-supported", 501, "This is not supported yet")
 NOT_READY = Problem("not-ready", 503, "The node is not ready", retryable=True)
+TOO_MANY_STREAMS = Problem("too-many-streams", 503, "Too many clients watch this node", retryable=True)
 TOO_MANY_CONNECTIONS = Problem("too-many-connections", 503, "Too many connections are busy", retryable=True)
 
 _FAILURES: dict[Failure, Problem] = {
@@ -223,6 +231,19 @@ def parse_unix_ms(text: bytes) -> int:
     if not _UNIX_MS.fullmatch(text):
         raise RefusedError(BAD_PARAMETER, "a moment is a whole number of ms since 1970")
     return int(text)
+
+
+def parse_event_id(text: str | None) -> int | None:
+    """Read `Last-Event-ID`; None without one, or for one that this program never gave."""
+    return int(text) if text is not None and _EVENT_ID.fullmatch(text) else None
+
+
+def parse_node_id(name: bytes) -> NodeId:
+    """Read the id that ends a path. Raises `RefusedError` (404) for what cannot be any node's."""
+    text = unquote_to_bytes(name).decode("latin-1")
+    if not NODE_ID_PATTERN.fullmatch(text):
+        raise RefusedError(UNKNOWN_MEMBER, "an id is 1 to 64 letters, digits, dots, underscores or dashes")
+    return text
 
 
 def parse_ttl_ms(text: str) -> int:
@@ -353,14 +374,15 @@ class Contract:
         if outcome.failure is not None:
             return self._failed(outcome.failure, outcome)
         if record is None:
-            return self.problem(NOT_FOUND, "no value is stored under this key", _replicas(outcome))
+            marks = (_UNCONFIRMED,) if outcome.is_unconfirmed else ()
+            return self.problem(NOT_FOUND, "no value is stored under this key", _replicas(outcome), *marks)
         version = record_version(record)
         tag = entity_tag(version)
         expires_unix_ms = record_expires_unix_ms(record)
         freshness = b"max-age=%d" % max(0, (expires_unix_ms - now_unix_ms) // 1000) if expires_unix_ms else b"no-cache"
         # A stamp may run a little ahead of the wall clock, but nothing is modified later than it is served.
         modified_s = min(version_unix_ms(version), now_unix_ms) // 1000
-        validators = (
+        validators: tuple[Header, ...] = (
             (b"ETag", tag),
             (b"Last-Modified", http_date(modified_s)),
             (b"Cache-Control", freshness),
@@ -368,6 +390,8 @@ class Contract:
             self._coordinator,
             _replicas(outcome),
         )
+        if outcome.is_unconfirmed:
+            validators += (_UNCONFIRMED,)
         if if_none_match and matches(if_none_match, tag):
             return Response(304, validators)
         value = record_value(record)
@@ -404,9 +428,16 @@ class Contract:
         """Build the answer to a refused request."""
         return self.problem(refused.problem, refused.detail, *refused.headers)
 
-    def page(self, body: bytes, content_type: bytes) -> Response:
+    def page(self, body: bytes, content_type: bytes, status: int = 200) -> Response:
         """Build the answer of a page, which is never to be kept."""
-        return Response(200, self._content(content_type, body), body)
+        return Response(status, self._content(content_type, body), body)
+
+    def event_stream(self) -> Response:
+        """Build the beginning of Server-Sent Events, which end when the connection does."""
+        unbuffered = (b"X-Accel-Buffering", b"no")  # nginx would hold events back until its buffer is full.
+        return Response(
+            200, ((b"Content-Type", b"text/event-stream"), (b"Cache-Control", b"no-store"), _NOSNIFF, unbuffered)
+        )
 
     def _content(self, content_type: bytes, body: bytes) -> tuple[Header, ...]:
         return (
@@ -423,6 +454,7 @@ class Contract:
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 """The first line of each answer."""
 _NOSNIFF: Header = (b"X-Content-Type-Options", b"nosniff")
+_UNCONFIRMED: Header = (b"X-Zephyr-Authority", b"unconfirmed")
 _ONE_OF_ONE: Header = (b"X-Zephyr-Replicas", b"1/1")
 _EMPTY: Header = (b"Content-Length", b"0")
 _RETRY_AFTER: Header = (b"Retry-After", b"%d" % RETRY_AFTER_S)

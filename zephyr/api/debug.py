@@ -7,11 +7,13 @@ never rename. A key is a percent-encoded string. What no part of the program kno
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from zephyr import __version__
 from zephyr.api.contract import key_text
+from zephyr.gossip.certificate import Certificate, Stub
 from zephyr.metrics import disagreements
-from zephyr.model import ClusterView, EtcdStatus, Instant, MemberView
+from zephyr.model import Address, ClusterView, EtcdStatus, Instant, MemberView, NodeId, TimelineEntry
 from zephyr.node import Node
 from zephyr.ring.ring import key_slot
 
@@ -43,7 +45,7 @@ def info_page(node: Node, pid: int, started: Instant, now: Instant) -> dict[str,
 def views_page(node: Node, lag_s: float | None, started: Instant, now: Instant) -> dict[str, Any]:
     """What each witness says of each member, and what follows. `lag_s`: the event loop's."""
     view = node.view
-    etcd = view.etcd if node.etcd is None else node.etcd.status()
+    etcd = view.etcd if node.etcd is None else node.etcd.status(now)
     return {
         "node": node.settings.id,
         "cluster": node.settings.cluster,
@@ -91,18 +93,80 @@ def ring_key_page(node: Node, key: bytes) -> dict[str, Any]:
 
 def timeline_page(node: Node, since_unix_ms: int) -> dict[str, Any]:
     """What happened at or after a moment, the oldest first."""
+    numbered = enumerate(node.timeline, node.timeline_end - len(node.timeline))
     return {
-        "events": [
+        "events": [timeline_event(number, entry) for number, entry in numbered if entry.at_unix_ms >= since_unix_ms]
+    }
+
+
+def timeline_event(number: int, entry: TimelineEntry) -> dict[str, Any]:
+    """One thing that happened. Its number is the id by which `/debug/events` goes on after it."""
+    return {
+        "at_unix_ms": entry.at_unix_ms,
+        "kind": entry.kind,
+        "member": entry.member,
+        "source": entry.source,
+        "detail": entry.detail,
+        "sequence": number,
+    }
+
+
+def view_event(view: ClusterView) -> dict[str, Any]:
+    """What can be said of a view in a line."""
+    return {"authority": view.authority, "digest": view.digest.hex(), "disagreements": disagreements(view)}
+
+
+def certificate_page(held: Certificate | Stub) -> dict[str, Any]:
+    """Why a member was last declared dead; of what somebody else declared, where that is told."""
+    if isinstance(held, Stub):
+        return {
+            "member": held.member.id,
+            "accuser": held.accuser,
+            "accuser_url": _certificate_url(held.accuser_http, held.member.id),
+            "declared_at_unix_ms": held.declared_unix_ms,
+        }
+    return {
+        "member": held.member.id,
+        "epoch": held.member.epoch,
+        "incarnation": held.incarnation,
+        "accuser": held.accuser,
+        "accuser_url": _certificate_url(held.accuser_http, held.member.id),
+        "cause": held.cause,
+        "suspected_at_unix_ms": held.suspected_unix_ms,
+        "declared_at_unix_ms": held.declared_unix_ms,
+        "accusers": list(held.accusers),
+        "probes": [
             {
-                "at_unix_ms": entry.at_unix_ms,
-                "kind": entry.kind,
-                "member": entry.member,
-                "source": entry.source,
-                "detail": entry.detail,
+                "at_unix_ms": probe.sent_unix_ms,
+                "direct_timeout_s": _rounded(probe.direct_timeout_s),
+                "helpers": list(probe.helpers),
+                "nacks": list(probe.nackers),
+                "tcp_tried": probe.is_tcp_tried,
             }
-            for entry in node.timeline
-            if entry.at_unix_ms >= since_unix_ms
-        ]
+            for probe in held.probes
+        ],
+        "exit": {
+            "refused": held.exit.is_refused,
+            "udp_silent": held.exit.is_silent,
+            "observers": list(held.exit.observers),
+            "timeout_s": _rounded(held.exit.timeout_s),
+        },
+        "suspicion": {
+            "min_s": _rounded(held.min_s),
+            "max_s": _rounded(held.max_s),
+            "confirmations_expected": held.confirmations_expected,
+            "timeouts": [
+                {"at_unix_ms": step.at_unix_ms, "accuser": step.accuser, "timeout_s": _rounded(step.timeout_s)}
+                for step in held.timeouts
+            ],
+            "timeout_s": _rounded(held.timeout_s),
+            "own_pause_s": _rounded(held.own_pause_s),
+        },
+        "phi": round(held.verdict.phi, 3),
+        "rtt_ms": round(held.verdict.rtt_s * 1000, 3) or None,
+        "local_health": held.verdict.local_health,
+        "event_loop_lag_s": _rounded(held.verdict.event_loop_lag_s),
+        "members_live": held.verdict.members,
     }
 
 
@@ -142,8 +206,16 @@ def _member(node: Node, row: MemberView, started: Instant, now: Instant) -> dict
         "in_ring": row.in_ring,
         "routable": row.routable,
         "verdict": row.verdict,
-        "reason": row.reason,
+        "reason": row.told(now),
     }
+
+
+def _certificate_url(http: Address, node_id: NodeId) -> str | None:
+    return f"http://{http}/debug/certificate/{quote(node_id, safe='')}" if http else None
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _epoch(view: ClusterView) -> str:

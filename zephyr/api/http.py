@@ -30,12 +30,15 @@ from zephyr.api.connection import (
     HeadersTooLargeError,
     HttpLimits,
     Server,
+    Stream,
 )
 from zephyr.api.contract import KV_PREFIX, Contract, Problem, RefusedError, Response, Target
+from zephyr.api.events import SIGN_OF_LIFE, Follower
 from zephyr.config import Settings, format_address, parse_address
 from zephyr.errors import ConfigError
+from zephyr.events import EvictionRequested, HoldReleaseRequested, OperatorEvent
 from zephyr.metrics import DELETE, GET, HEAD, OTHER, PAGE, PUT, Metrics
-from zephyr.model import Address, Instant, Outcome, ReadRequest, WriteRequest
+from zephyr.model import Address, Instant, NodeId, Outcome, ReadRequest, WriteRequest
 from zephyr.node import Node
 
 LISTEN_BACKLOG = 1024
@@ -44,7 +47,10 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("zephyr")
 
+EVENTS_PATH = b"/debug/events"
+
 Submit = Callable[[ReadRequest | WriteRequest], Outcome | Awaitable[Outcome]]
+Page = Callable[[RawRequestMessage, Target], Awaitable[Response]]
 
 
 class HttpApi:
@@ -61,12 +67,14 @@ class HttpApi:
         settings: Settings,
         *,
         submit: Submit,
+        dispatch: Callable[[OperatorEvent], None],
         now: Callable[[], Instant],
         metrics: Metrics,
         limits: HttpLimits | None = None,
     ) -> None:
         self._settings = settings
         self._submit = submit
+        self._dispatch = dispatch
         self._now = now
         self._metrics = metrics
         self._limits = limits or HttpLimits()
@@ -82,7 +90,9 @@ class HttpApi:
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
         self._bound_address: Address = settings.http
-        self._pages: dict[bytes, Callable[[RawRequestMessage, Target], Awaitable[Response]]] = {
+        self._streams: dict[Stream, Connection] = {}
+        """Answers without an end, and some that have just ended."""
+        self._pages: dict[bytes, Page] = {
             b"/healthz": self._alive,
             b"/livez": self._alive,
             b"/readyz": self._ready,
@@ -91,6 +101,13 @@ class HttpApi:
             b"/debug/views": self._views,
             b"/debug/ring": self._ring,
             b"/debug/timeline": self._timeline,
+            b"/debug/certificate/": self._certificate,
+            EVENTS_PATH: self._events,
+        }
+        """By path; one that ends with a slash is followed by a name."""
+        self._actions: dict[bytes, Page] = {
+            b"/cluster/evict/": self._evict,
+            b"/cluster/release": self._release,
         }
 
     # --- life ---------------------------------------------------------------------------------------
@@ -124,10 +141,19 @@ class HttpApi:
         self._metrics.node = node
 
     def stop_accepting(self) -> None:
-        """Take no new connections, and close each one with its next answer."""
+        """Take no new connections, close each one with its next answer, and end the answers that have no end."""
         self._is_draining = True
         if self._listener is not None:
             self._listener.close()
+        for stream, connection in self._streams.items():
+            stream.end()
+            if self._guard is not None and connection.writing_paused:
+                self._guard.end(connection, "stopping")  # It would wait for a client that does not read.
+
+    def happened(self) -> None:
+        """The node's timeline or view has changed: tell those who watch."""
+        for stream in self._streams:
+            stream.wake()
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, close what waits for a request, and finish the requests in flight."""
@@ -153,6 +179,7 @@ class HttpApi:
         """Answer one request, whatever happens."""
         began = self._now()
         operation = OTHER
+        stream: Stream | None = None
         try:
             if connection.is_oversized:
                 self._check_header_block(request)
@@ -161,6 +188,7 @@ class HttpApi:
                 page = self._page(request, target)
                 operation = PAGE
                 response = await page(request, target)
+                stream = self._stream(request, target, connection)
             elif (method := request.method) == "GET" or method == "HEAD":
                 operation = GET if method == "GET" else HEAD
                 response = await self._read(request, method, target, began)
@@ -181,9 +209,9 @@ class HttpApi:
             log.exception("request-failed", method=request.method)
             response = self._contract.problem(contract.INTERNAL_ERROR, "the node's log says more")
         self._metrics.observe_request(operation, response.status, time.monotonic() - began.monotonic_s)
-        ending = self._ending(request, payload, connection)
+        ending = Ending.LINGER if stream is not None else self._ending(request, payload, connection)
         body = b"" if request.method == "HEAD" else response.body
-        return Answer(self._head(response, request, ending), body, ending)
+        return Answer(self._head(response, request, ending), body, ending, stream)
 
     async def _read(self, request: RawRequestMessage, method: str, target: Target, began: Instant) -> Response:
         headers = request.headers
@@ -323,15 +351,15 @@ class HttpApi:
 
     # --- pages --------------------------------------------------------------------------------------
 
-    def _page(
-        self, request: RawRequestMessage, target: Target
-    ) -> Callable[[RawRequestMessage, Target], Awaitable[Response]]:
-        page = self._pages.get(target.path)
-        if page is None:
-            raise RefusedError(contract.UNKNOWN_PAGE, "this path leads nowhere")
-        if request.method not in contract.PAGE_METHODS:
-            raise contract.method_not_allowed(contract.PAGE_METHODS)
-        return page
+    def _page(self, request: RawRequestMessage, target: Target) -> Page:
+        path = target.path
+        for pages, methods in ((self._pages, contract.PAGE_METHODS), (self._actions, contract.ACTION_METHODS)):
+            page = pages.get(path) or pages.get(path[: path.rfind(b"/") + 1])
+            if page is not None:
+                if request.method not in methods:
+                    raise contract.method_not_allowed(methods)
+                return page
+        raise RefusedError(contract.UNKNOWN_PAGE, "this path leads nowhere")
 
     def _served_node(self) -> Node:
         self._check_node()
@@ -375,8 +403,61 @@ class HttpApi:
         since = contract.lenient_parameter(target.query, "since")
         return self._json(debug.timeline_page(node, contract.parse_unix_ms(since) if since else 0))
 
-    def _json(self, document: dict[str, Any]) -> Response:
-        return self._contract.page(json.dumps(document).encode() + b"\n", b"application/json")
+    async def _certificate(self, _request: RawRequestMessage, target: Target) -> Response:
+        node_id = _named(target)
+        held = self._served_node().swim.certificates.of(node_id)
+        if held is None:
+            raise RefusedError(contract.NO_CERTIFICATE, f"nothing is known here of a death of {node_id}")
+        return self._json(debug.certificate_page(held))
+
+    async def _events(self, _request: RawRequestMessage, _target: Target) -> Response:
+        """Begin an answer without an end, if there is room for one more."""
+        self._check_node()
+        self._streams = {
+            stream: connection
+            for stream, connection in self._streams.items()
+            if not stream.is_over and connection.transport is not None
+        }
+        if len(self._streams) >= self._limits.streams_max:
+            raise RefusedError(contract.TOO_MANY_STREAMS, f"the most is {self._limits.streams_max}")
+        return self._contract.event_stream()
+
+    def _stream(self, request: RawRequestMessage, target: Target, connection: Connection) -> Stream | None:
+        """Make the rest of that answer; None where a page was all of it."""
+        if target.path != EVENTS_PATH or request.method == "HEAD":
+            return None
+        follower = Follower(self._served_node(), contract.parse_event_id(request.headers.get("Last-Event-ID")))
+        stream = Stream(follower.take, SIGN_OF_LIFE, self._limits.stream_idle_s)
+        self._streams[stream] = connection
+        if self._is_draining:
+            stream.end()
+        return stream
+
+    # --- what operators ask for ---------------------------------------------------------------------
+
+    async def _evict(self, _request: RawRequestMessage, target: Target) -> Response:
+        node_id, node = _named(target), self._served_node()
+        objection = node.eviction_objection(node_id)
+        if objection:
+            is_unknown = node.etcd is not None and node_id not in node.etcd.registrations
+            raise RefusedError(contract.UNKNOWN_MEMBER if is_unknown else contract.CANNOT_EVICT, objection)
+        self._dispatch(EvictionRequested(node_id))
+        return self._json({"member": node_id, "proposed": True}, 202)
+
+    async def _release(self, _request: RawRequestMessage, _target: Target) -> Response:
+        authority = self._served_node().view.authority
+        if authority != "held":
+            raise RefusedError(contract.NOTHING_HELD, f"the ring is not held: authority is {authority}")
+        self._dispatch(HoldReleaseRequested())
+        return self._json({"released": True}, 202)
+
+    def _json(self, document: dict[str, Any], status: int = 200) -> Response:
+        return self._contract.page(json.dumps(document).encode() + b"\n", b"application/json", status)
+
+
+def _named(target: Target) -> NodeId:
+    """Return the id at the end of a path. Raises `RefusedError` (404)."""
+    return contract.parse_node_id(target.path[target.path.rfind(b"/") + 1 :])
 
 
 def _is_of_headers(error: BaseException, line_bytes_max: int) -> bool:

@@ -14,7 +14,7 @@ from functools import partial
 import click
 
 from zephyr import __version__
-from zephyr.cli import client
+from zephyr.cli import client, operators
 from zephyr.cli.output import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -131,5 +131,8 @@ def demo(
     return EXIT_ERROR if report.failures else 0
 
 
-for command in (client.get, client.put, client.delete, client.members, client.ring):
+for command in (
+    client.get, client.put, client.delete, client.members, client.ring, operators.views, operators.evict,
+    operators.events, operators.certificate,
+):  # fmt: skip
     zephyr.add_command(command)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -33,6 +33,10 @@ EXIT_OF_STATUS = {404: EXIT_NOT_FOUND, 503: EXIT_TIME_OUT, 504: EXIT_TIME_OUT}
 """Other refusals are plain errors."""
 DURATION_MAX_S = 3600.0
 """Nobody waits longer for a command."""
+SILENCE_MAX_S = 45.0
+"""A node whose events are followed gives a sign of life every 15 s."""
+LINE_BYTES_MAX = 1 << 20
+"""Of events: far more than any has."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -131,6 +135,23 @@ def _ask_one(
     url: str, timeout_s: float, method: str, path: str, *, body: bytes | None, headers: Mapping[str, str]
 ) -> Answer:
     import http.client  # noqa: PLC0415  # slow: it brings ssl and email along
+
+    connection, prefix = _connected(url, timeout_s)
+    try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # A value may be refused unread: the answer is there all the same.
+            connection.request(method, prefix + path, body, dict(headers))
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise UnreachableError(url, error, sent=True) from None
+    finally:
+        connection.close()
+
+
+def _connected(url: str, timeout_s: float) -> tuple[Any, str]:
+    """Return a connection to a node, and what its paths begin with. Raises CommandError."""
+    import http.client  # noqa: PLC0415
     from urllib.parse import urlsplit  # noqa: PLC0415
 
     try:
@@ -143,16 +164,57 @@ def _ask_one(
         connection.connect()
     except (OSError, UnicodeError) as error:
         raise UnreachableError(url, error, sent=False) from None
+    return connection, parts.path.rstrip("/")
+
+
+def follow(urls: Sequence[str], timeout_s: float, path: str, last_id: int) -> Iterator[tuple[str, Any]]:
+    """Yield the events of the first node that answers, as (kind, data), those after `last_id` first.
+
+    It never ends by itself. Raises CommandError: exit code 2 when the node cannot be reached, or is there no more.
+    """
+    if not urls:
+        raise CommandError("--url: no URL", EXIT_USAGE)
+    failures = []
+    for url in urls:
+        try:
+            connection, prefix = _connected(url, timeout_s)
+        except UnreachableError as error:
+            failures.append(error)
+            continue
+        try:
+            yield from _events(url, connection, prefix + path, last_id)
+        finally:
+            connection.close()
+    raise CommandError("; ".join(map(str, failures)), EXIT_UNREACHABLE)
+
+
+def _events(url: str, connection: Any, path: str, last_id: int) -> Iterator[tuple[str, Any]]:
+    """Read Server-Sent Events, each of which a node writes as one line of data."""
+    import http.client  # noqa: PLC0415
+
+    sock = connection.sock  # The connection forgets it when it sees that the answer ends with it.
     try:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            # A value may be refused unread: the answer is there all the same.
-            connection.request(method, parts.path.rstrip("/") + path, body, dict(headers))
+        connection.request("GET", path, headers={"Accept": "text/event-stream", "Last-Event-ID": str(last_id)})
         response = connection.getresponse()
-        return Answer(response.status, response.headers, response.read())
+        if response.status >= 400:
+            refusal = Answer(response.status, response.headers, response.read())
+            raise CommandError(_problem(refusal), EXIT_OF_STATUS.get(refusal.status, EXIT_ERROR))
+        if response.headers.get_content_type() != "text/event-stream":
+            raise CommandError("what answered is no node of a cluster", EXIT_ERROR)
+        sock.settimeout(SILENCE_MAX_S)
+        kind = ""
+        while (line := response.readline(LINE_BYTES_MAX)).endswith(b"\n"):
+            name, _, value = line.decode(errors="replace").rstrip("\n").partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                yield kind, json.loads(value)
     except (OSError, http.client.HTTPException) as error:
-        raise UnreachableError(url, error, sent=True) from None
-    finally:
-        connection.close()
+        cause = f"has been silent for {SILENCE_MAX_S:g} s" if isinstance(error, TimeoutError) else str(error)
+        raise CommandError(f"{url}: {cause or type(error).__name__}", EXIT_UNREACHABLE) from None
+    except ValueError:
+        raise CommandError("what answered is no node of a cluster", EXIT_ERROR) from None
+    raise CommandError(f"{url}: the node ended its events", EXIT_UNREACHABLE)
 
 
 def _problem(answer: Answer) -> str:
@@ -241,16 +303,20 @@ def delete(key: bytes, urls: list[str], timeout_s: float, output: str) -> None:
 @client_options
 def members(urls: list[str], timeout_s: float, output: str) -> int:
     """List the members as one node sees them. Exit code 5 when gossip and etcd disagree about any."""
-    document = _document(ask(urls, timeout_s, "GET", "/debug/views"), "members", "disagreements")
+    document = document_of(ask(urls, timeout_s, "GET", "/debug/views"), "members", "disagreements")
     if output == "json":
         print_json(document)
     else:
         columns = ("id", "state", "in ring", "routable", "http", "verdict", "reason")
         print_table(columns, [[row.get(name.replace(" ", "_")) for name in columns] for row in document["members"]])
-    disagreements = document["disagreements"]
-    if disagreements:
-        raise CommandError(f"the views disagree about {disagreements} of the members", EXIT_UNHEALTHY)
+    check_agreement(document)
     return 0
+
+
+def check_agreement(views: Mapping[str, Any]) -> None:
+    """Raise CommandError, with exit code 5, while gossip and etcd disagree."""
+    if views["disagreements"]:
+        raise CommandError(f"the views disagree about {views['disagreements']} of the members", EXIT_UNHEALTHY)
 
 
 @click.group(no_args_is_help=False)
@@ -262,7 +328,7 @@ def ring() -> None:
 @client_options
 def ring_show(urls: list[str], timeout_s: float, output: str) -> None:
     """List the owners, their share of first copies and of all copies."""
-    document = _document(ask(urls, timeout_s, "GET", "/debug/ring"), "owners")
+    document = document_of(ask(urls, timeout_s, "GET", "/debug/ring"), "owners")
     if output == "json":
         print_json(document)
         return
@@ -277,14 +343,14 @@ def ring_show(urls: list[str], timeout_s: float, output: str) -> None:
 @client_options
 def ring_owner(key: bytes, urls: list[str], timeout_s: float, output: str) -> None:
     """Name the owners of one key, in order of preference."""
-    document = _document(ask(urls, timeout_s, "GET", f"/debug/ring?key={_quoted(key)}"), "key", "slot", "owners")
+    document = document_of(ask(urls, timeout_s, "GET", f"/debug/ring?key={_quoted(key)}"), "key", "slot", "owners")
     if output == "json":
         print_json(document)
     else:
         print_table(("key", "slot", "owners"), [(document["key"], document["slot"], ",".join(document["owners"]))])
 
 
-def _document(answer: Answer, *names: str) -> dict[str, Any]:
+def document_of(answer: Answer, *names: str) -> dict[str, Any]:
     """Read a page's JSON, which must have these names. Raises CommandError."""
     try:
         document = json.loads(answer.body)

@@ -50,6 +50,20 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
+def print_json_line(document: Any) -> None:
+    """Print one document of many for programs."""
+    click.echo(json.dumps(document))
+
+
+def print_row(row: Sequence[Any], widths: Sequence[int]) -> None:
+    """Print one row of a table whose others are still to come: in columns on a terminal, else tab-separated."""
+    cells = [" ".join(_cell(value).split()) for value in row]
+    if sys.stdout.isatty():
+        click.echo(" ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    else:
+        click.echo("\t".join(cells))
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print rows as a table on a terminal, else tab-separated under a line of column names."""
     texts = [[_cell(value) for value in row] for row in rows]

@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import inf
 
 from zephyr.config import HASH_VERSION, Settings
@@ -56,7 +57,7 @@ from zephyr.events import (
     TransactKey,
     WatchKeys,
 )
-from zephyr.model import EtcdStatus, Instant, Member, NodeId, Registration, TimelineEntry
+from zephyr.model import CommittedView, EtcdState, EtcdStatus, Instant, Member, NodeId, Registration, TimelineEntry
 
 EVICT_TAG = "evict "
 """Begins the tag of an eviction; the id follows."""
@@ -67,6 +68,10 @@ RETRY_MAX_S = 1.0
 """Longest pause: a returning etcd must find its members within seconds."""
 REGISTER_PAUSE_S = 0.2
 """Least time between two registrations of this node: two processes that fight over an id must not spin."""
+DEPARTED_MAX = 1024
+"""Departures remembered; the oldest are of no interest to anyone."""
+DEPARTED_TOLD_MAX = 64
+"""Departures told to a peer that cannot reach etcd, the latest first."""
 FORMER_EPOCHS_MAX = 16
 """Earlier lives of this process that are recognised when one of them still stands in etcd."""
 
@@ -126,6 +131,14 @@ class EtcdMembership:
         """A listing has arrived at least once in this process."""
         self.lease_id = 0
         self.lease_deadline_s: float | None = None
+        self.lease_sent_s = -inf
+        """Monotonic seconds at which the last acknowledged renewal was sent."""
+        self.verified_sent_s = -inf
+        """Monotonic seconds at which the last question was sent whose answer showed that the picture is complete."""
+        self.relayed_until_s = -inf
+        """Until then what a peer read from etcd counts as etcd's own word."""
+        self.adoption_count = 0
+        """How often a peer's listing took the place of this node's own."""
         self.left = False
         """The leave is done: etcd was told, or could not be."""
         self._rng = rng
@@ -133,6 +146,7 @@ class EtcdMembership:
         self._synced = False
         self._watch_id = 0
         self._revision_when_sent = 0
+        self._snapshot_sent_s = self._check_sent_s = -inf
         self._leaving = False
         self._leave_deadline_s = inf
         self._epoch_used = False
@@ -161,14 +175,26 @@ class EtcdMembership:
         return self._reason_since_s is None
 
     @property
+    def is_known(self) -> bool:
+        """Whether anybody ever told what etcd has registered."""
+        return self.listed or self.adoption_count > 0
+
+    def silent_since_s(self) -> float:
+        """Return the monotonic second from which nobody's word of etcd counts; infinity while etcd answers here."""
+        return inf if self._reason_since_s is None else max(self._reason_since_s, self.relayed_until_s)
+
+    @property
     def generation(self) -> int:
         """The generation of the cluster's settings; 0 before they were read."""
         return self.cluster_settings.generation if self.cluster_settings else 0
 
-    def status(self) -> EtcdStatus:
+    def status(self, now: Instant) -> EtcdStatus:
         """Return how this node stands with etcd, for views and pages."""
-        state = "connected" if self.reachable else "unreachable"
-        return EtcdStatus(state, self.revision, self.lease_deadline_s, "" if self.reachable else self._reason)  # type: ignore[arg-type]
+        reason = "" if self.reachable else self._reason
+        state: EtcdState = "unreachable" if reason else "connected"
+        if reason and now.monotonic_s < self.relayed_until_s:
+            state = "relayed"
+        return EtcdStatus(state, self.revision, self.lease_deadline_s, reason)
 
     def deadline(self) -> float:
         """Return the monotonic second at which `poll` has something to do."""
@@ -230,6 +256,63 @@ class EtcdMembership:
         self._registration_allowed = allowed
         return self._plan(now)
 
+    def committed_view(self) -> CommittedView:
+        """Return what etcd said last, for peers."""
+        theirs = self.cluster_settings
+        settings = (theirs.replicas, theirs.virtual_nodes, theirs.hash_version) if theirs else (0, 0, 0)
+        departed = tuple(islice(reversed(self.departed.items()), DEPARTED_TOLD_MAX))
+        return CommittedView(self.generation, self.revision, settings, tuple(self.registrations.values()), departed)
+
+    def adopt(self, view: CommittedView, *, is_current: bool, now: Instant) -> list[Effect]:
+        """Take a peer's listing where it is better than this node's own: newer, or current where this one is not.
+
+        etcd itself is better than any, and an empty listing says nothing of who owns data.
+        """
+        order, known = (view.generation, view.revision), (self.generation, self.revision)
+        is_better = order > known or (is_current and now.monotonic_s >= self.relayed_until_s) or not self.is_known
+        if self.reachable or not view.registrations or order == known or not is_better:
+            return []
+        previous, self.registrations = self.registrations, {}
+        for registration in view.registrations:
+            self.registrations[registration.member.id] = registration
+            self.departed.pop(registration.member.id, None)
+        told = dict(view.departed)
+        for node_id in previous:
+            if node_id not in self.registrations:
+                self._set_departed(node_id, told.get(node_id, "expired"))
+        own = self.registrations.get(self.member.id)
+        self._epoch_highest = max(self._epoch_highest, own.member.epoch if own else 0)
+        if view.generation:
+            self.cluster_settings = ClusterSettings(*view.settings, view.generation)
+        self.revision = view.revision
+        self._synced = False  # Once etcd answers, all is listed anew.
+        stop = self._disagreement(now)
+        if previous == self.registrations:
+            return [*stop, *self._plan(now)]
+        self.adoption_count += 1
+        self.change_count += 1
+        detail = f"revision {view.revision}, {len(self.registrations)} registered, as a peer knows it"
+        return [self._note(now, "view-adopted", "", detail), *stop, *self._plan(now)]
+
+    def relayed(self, asked_s: float, until_s: float, now: Instant) -> None:
+        """A peer that reaches etcd, and was asked then, vouches for its word until then."""
+        if not self.reachable:
+            self.verified_sent_s = max(self.verified_sent_s, asked_s)
+            self.change_count += self.relayed_until_s <= now.monotonic_s
+            self.relayed_until_s = max(self.relayed_until_s, until_s)
+
+    def renewed(self, sent_s: float, ttl_s: int) -> None:
+        """A peer had this node's lease renewed, by a keep-alive that was sent no earlier than that."""
+        if ttl_s <= 0:
+            self.lease_deadline_s = None
+        elif sent_s > self.lease_sent_s:
+            self.lease_sent_s, self.lease_deadline_s = sent_s, sent_s + ttl_s
+
+    def verify(self, now: Instant) -> None:
+        """Renew the lease and compare with etcd as soon as can be: this node stood still."""
+        self._doubt_lease(now)
+        self.request_check(now)
+
     def request_check(self, now: Instant) -> None:
         """Compare with etcd soon: somebody's view differs from ours."""
         if self._synced:
@@ -258,6 +341,7 @@ class EtcdMembership:
             if node_id not in self.registrations:
                 self._depart(previous[node_id].member)
         self.revision = event.revision
+        self.verified_sent_s = self._snapshot_sent_s
         self.listed = True
         self.change_count += 1
         if wiped:
@@ -304,13 +388,15 @@ class EtcdMembership:
         differs = self.revision <= event.revision and dict(event.keys) != self._keys
         if went_back or differs:
             self._synced = False
+        elif self.revision <= event.revision:
+            self.verified_sent_s = self._check_sent_s
         return [*notes, *self._plan(now)]
 
     def on_granted(self, event: LeaseGranted, now: Instant) -> list[Effect]:
         """Use a new lease."""
         self._grant.succeed()
         self.lease_id = event.lease_id
-        self.lease_deadline_s = event.sent_s + event.ttl_s
+        self.lease_sent_s, self.lease_deadline_s = event.sent_s, event.sent_s + event.ttl_s
         self._keep_alive.cancel()
         self._keep_alive.want(now.monotonic_s + self._period_s)
         return [*self._reached(now), *self._plan(now)]
@@ -322,7 +408,7 @@ class EtcdMembership:
             return self._plan(now)
         notes = self._reached(now)
         if event.ttl_s > 0:
-            self.lease_deadline_s = event.sent_s + event.ttl_s
+            self.lease_sent_s, self.lease_deadline_s = event.sent_s, event.sent_s + event.ttl_s
             self._keep_alive.want(now.monotonic_s + self._period_s)
             return [*notes, *self._plan(now)]
         self.lease_id, self.lease_deadline_s = 0, None
@@ -441,8 +527,8 @@ class EtcdMembership:
         if self._leaving:
             return self._plan_leave(now)
         if not self._synced:
-            self._register.cancel()
-            self._publish_settings.cancel()
+            for duty in (self._register, self._publish_settings, self._probe):
+                duty.cancel()
             return self.poll(now)
         if self.cluster_settings is None:
             self._publish_settings.want(at_s)
@@ -452,6 +538,8 @@ class EtcdMembership:
         return self.poll(now)
 
     def _plan_registration(self, at_s: float) -> None:
+        if not self._occupied():
+            self._probe.cancel()
         if not self.lease_id:
             self._register.cancel()
             self._grant.want(at_s)
@@ -465,6 +553,7 @@ class EtcdMembership:
 
     def _plan_leave(self, now: Instant) -> list[Effect]:
         own = self.registrations.get(self.member.id)
+        self._probe.cancel()
         if not self.lease_id:
             self.left = True
             return self._plan(now)
@@ -485,12 +574,12 @@ class EtcdMembership:
             and own.mod_revision != self._silent_occupant_revision
         )
 
-    def _start_snapshot(self, _now: Instant) -> EtcdEffect:
-        self._revision_when_sent = self.revision
+    def _start_snapshot(self, now: Instant) -> EtcdEffect:
+        self._revision_when_sent, self._snapshot_sent_s = self.revision, now.monotonic_s
         return ReadSnapshot()
 
-    def _start_check(self, _now: Instant) -> EtcdEffect:
-        self._revision_when_sent = self.revision
+    def _start_check(self, now: Instant) -> EtcdEffect:
+        self._revision_when_sent, self._check_sent_s = self.revision, now.monotonic_s
         return CheckKeys()
 
     def _start_keep_alive(self, _now: Instant) -> EtcdEffect:
@@ -619,8 +708,6 @@ class EtcdMembership:
         elif kind == "members" and name in self.registrations:
             manner = self._depart(self.registrations[name].member)
             self._forget(name)
-            if name == self.member.id and manner == "evicted":
-                self._registration_allowed = False  # Until the reconciler finds that most of the others hear this node.
             return [self._note(now, "registration-gone", name, manner)]
         return []
 
@@ -629,10 +716,15 @@ class EtcdMembership:
         mark = self.evicted.get(member.id)
         is_evicted = mark is not None and mark.epoch == member.epoch
         manner = "left" if member.state == "leaving" else "evicted" if is_evicted else "expired"
-        while len(self.departed) >= 1024:  # Bounded: the oldest departures are of no interest to anyone.
-            del self.departed[next(iter(self.departed))]
-        self.departed[member.id] = manner
+        self._set_departed(member.id, manner)
         return manner
+
+    def _set_departed(self, node_id: NodeId, manner: str) -> None:
+        while len(self.departed) >= DEPARTED_MAX:
+            del self.departed[next(iter(self.departed))]
+        self.departed[node_id] = manner
+        if node_id == self.member.id and manner == "evicted":
+            self._registration_allowed = False  # Until the reconciler finds that most of the others hear this node.
 
     def _forget(self, name: NodeId) -> None:
         self.registrations.pop(name, None)

@@ -53,6 +53,7 @@ from zephyr.events import (
     StreamReceived,
     StreamReplied,
 )
+from zephyr.gossip.certificate import Certificates, ExitEvidence, FailedProbe, Verdict
 from zephyr.gossip.messages import (
     Ack,
     Alive,
@@ -78,6 +79,8 @@ from zephyr.model import Address, Instant, Member, NodeId, TimelineEntry
 
 HELPERS = 3
 """Members asked to ping on this node's behalf (k of the paper)."""
+ROLL_MAX = 200
+"""Members asked in a roll call: as many as a ring may have."""
 NEWS_REACH = 64
 """Up to this many members, each has a connection to each (`zephyr.peer.tcp`)."""
 GOSSIP_FANOUT = 3
@@ -127,6 +130,9 @@ EXIT_REST_S = 1.0
 """After a UDP answer, refusals of that member count for nothing for so long: its process lives."""
 EXIT_REFUTE_REST_S = 0.1
 """One refutation answers all who saw this node exit at the same time."""
+LIFE_SETTLED_S = 1.0
+"""A life that is known for so long when a connection ends is the one that it led to: a process that began anew would
+have ended the connection before it was heard of."""
 EXIT_OBSERVERS_MAX = 8
 """Witnesses counted of one exit: two are enough."""
 EXIT_TESTIMONY_S = 10.0
@@ -149,7 +155,17 @@ CONFLICT_PAUSE_S = 3.0
 class Probe:
     """One round of asking after one member."""
 
-    __slots__ = ("answered", "epoch", "helpers", "nackers", "sent_s", "sequence", "target")
+    __slots__ = (
+        "answered",
+        "direct_timeout_s",
+        "epoch",
+        "helpers",
+        "is_tcp_tried",
+        "nackers",
+        "sent_s",
+        "sequence",
+        "target",
+    )
 
     def __init__(self, target: Record, sequence: int, sent_s: float) -> None:
         self.target = target
@@ -160,6 +176,8 @@ class Probe:
         self.answered = False
         self.helpers: dict[NodeId, None] = {}
         self.nackers: dict[NodeId, None] = {}
+        self.direct_timeout_s: float | None = None
+        self.is_tcp_tried = False
 
 
 class Swim:
@@ -171,9 +189,12 @@ class Swim:
         self.incarnation = 0
         self.table = Table(rng)
         """The others, dead and left ones included until they are forgotten."""
+        self.certificates = Certificates()  # For people: nothing here depends on them.
         self.health = 0
         self.lag_s = 0.0
         """The event loop's last known lag."""
+        self.heard_s = -inf
+        """Monotonic seconds of the last sign of any other member."""
         self.ring_digest = b""
         """Rides on acks; set by the node."""
         self.change_count = 0
@@ -188,13 +209,12 @@ class Swim:
         self._lifeguard = lifeguard
         self._room_bytes = packet_room_bytes(settings.cluster, member.id)
         self._plain_overhead_bytes = plain_overhead_bytes(settings.cluster, member.id)
-        self._has_keys = bool(settings.gossip_keyring)
         self._stranger_room_bytes = 0
         """What is left of the size of the packet that is being handled, for answers to who is not known."""
         self._news = News()
         self._effects: list[Effect] = []
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
-        self._serial = self._sequence = self._user_event_number = self._seed_failures = 0
+        self._serial = self._sequence = self._user_event_number = self._seed_failures = self._conflict_epoch = 0
         self._started = self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
@@ -202,18 +222,17 @@ class Swim:
         self._relays: dict[int, tuple[Address, int, NodeId]] = {}
         """Own sequence -> (asker, the asker's sequence, target)."""
         self._exit_pings: dict[int, NodeId] = {}
+        self._roll: dict[int, tuple[NodeId, float]] = {}
+        """Pings of the last roll call: sequence -> (who was asked, when)."""
         self._streams: dict[int, Callable[[Packet | None, Instant], None]] = {}
-        self._gossip_armed = False
-        self._seed_addresses: tuple[Address, ...] = ()
-        self._resolving = self._introducing = False
+        self._gossip_armed = self._resolving = self._introducing = False
         self._introduced: tuple[Member, ...] = ()
-        self._conflict_epoch, self._conflict_since_s = 0, -inf
         self._exit_refuted_s = self._crowd_sync_s = self._lag_doubt_s = self._namesake_told_s = -inf
+        self._conflict_since_s = -inf
         self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
         self._encoded_self = b""
         self._sync_cache: tuple[int, bytes] = (-1, b"")
-        self._handlers = self._table_of_events()
-        self._on_message = self._table_of_messages()
+        self._handlers, self._on_message = self._table_of_events(), self._table_of_messages()
         self._announce()
 
     def _table_of_events(self) -> dict[type, Callable[[Any, Instant], None]]:
@@ -309,10 +328,12 @@ class Swim:
             return member.id != self.member.id
         return record.live_index < 0 and record.member.epoch < member.epoch
 
-    def call_roll(self, _now: Instant) -> list[Effect]:
-        """Ping everybody at once, up to `NEWS_REACH`: somebody wants to know who is heard right now."""
-        for record in self.table.some(NEWS_REACH):
+    def call_roll(self, now: Instant) -> list[Effect]:
+        """Ping everybody at once, up to `ROLL_MAX`: who is there, and with what ring."""
+        self._roll = {}
+        for record in self.table.some(ROLL_MAX):
             self._sequence += 1
+            self._roll[self._sequence] = (record.member.id, now.monotonic_s)
             self._send(record.member.gossip, self._ping(record, self._sequence))
         return self._flush()
 
@@ -374,6 +395,7 @@ class Swim:
         assert self.member.id not in self.table.members
         assert 0 <= self.health <= HEALTH_MAX
         assert len(self._relays) <= RELAYS_MAX
+        assert all(self.table.members[node_id].state == "suspect" for node_id in self.certificates.open)
 
     # --- timers and effects -------------------------------------------------------------------------
 
@@ -436,7 +458,7 @@ class Swim:
             source = record.member.gossip
         if not source:
             return
-        if is_known or is_at_home or self._has_keys:
+        if is_known or is_at_home or self._settings.gossip_keyring:
             self._send(source, messages, with_news=with_news and is_at_home)
             return
         size_bytes = self._plain_overhead_bytes
@@ -525,6 +547,8 @@ class Swim:
         """The direct time-out: ask others to try, and try by TCP."""
         if probe.answered or probe is not self._probe or probe.target.live_index < 0:
             return
+        probe.direct_timeout_s = now.monotonic_s - probe.sent_s
+        probe.is_tcp_tried = len(self._streams) < STREAMS_MAX
         target = probe.target.member
         candidates = [record for record in self.table.some(2 * HELPERS, target.id) if record.state == "alive"]
         running_s = now.monotonic_s - self._paused_s
@@ -540,10 +564,13 @@ class Swim:
     def _on_tcp_ack(self, probe: Probe, packet: Packet | None, now: Instant) -> None:
         if packet is None or packet.sender != probe.target.member.id or probe.answered:
             return
-        if any(type(message) is Ack and message.sequence == probe.sequence for message in packet.messages):
+        acks = [item for item in packet.messages if type(item) is Ack and item.sequence == probe.sequence]
+        if acks:
             probe.answered = True
+            self.heard_s = now.monotonic_s
+            self._show(probe.target, acks[0], packet, probe.sent_s)
             if not probe.target.is_udp_blocked:
-                probe.target.is_udp_blocked = True
+                self._set_udp_blocked(probe.target, blocked=True)
                 self._note(now, "udp-blocked", packet.sender, "answers by TCP, not by UDP")
 
     def _judge(self, probe: Probe, now: Instant) -> None:
@@ -559,11 +586,15 @@ class Swim:
         self._doubt(len(probe.helpers) - len(probe.nackers) if probe.helpers else 1)
         me = self.member.id
         self._on_suspect(Suspect(target.member.id, target.member.epoch, target.incarnation, me), now)
+        sent_unix_ms = now.unix_ms - round((now.monotonic_s - probe.sent_s) * 1000)
+        helpers, nackers = tuple(probe.helpers), tuple(probe.nackers)
+        failed = FailedProbe(sent_unix_ms, probe.direct_timeout_s, helpers, nackers, probe.is_tcp_tried)
+        self.certificates.probe_failed(target.member.id, failed)
 
     def _tell_namesake(self, record: Record, source: Address, now: Instant) -> None:
         """Tell an earlier life that runs elsewhere of the later one: by TCP, since its address may be forged."""
         is_due = now.monotonic_s >= self._namesake_told_s + NAMESAKE_TOLD_S
-        if is_due and source != record.member.gossip and not self._has_keys:
+        if is_due and source != record.member.gossip and not self._settings.gossip_keyring:
             self._namesake_told_s = now.monotonic_s
             self._sync_with(source, now, NAMESAKE_TOLD_S)
 
@@ -590,6 +621,10 @@ class Swim:
             self._on_probe_answered(probe, message, packet, now)
         elif message.sequence in self._relays:
             self._pass_on(message, packet)
+        elif message.sequence in self._roll:
+            node_id, sent_s = self._roll.pop(message.sequence)
+            if node_id == packet.sender and node_id in self.table.members:
+                self._show(self.table.members[node_id], message, packet, sent_s)
         elif self._exit_pings.get(message.sequence) == packet.sender:
             self._on_exit_ping_answered(message.sequence, now)
 
@@ -600,9 +635,19 @@ class Swim:
             return
         probe.answered = True
         if is_direct:
-            target.is_udp_blocked = False
-            target.ring_digest = message.ring_digest
+            self._show(target, message, packet, probe.sent_s)
+            if target.is_udp_blocked:
+                self._set_udp_blocked(target, blocked=False)
             self._phi_of(target).answered(max(0.0, now.monotonic_s - probe.sent_s - message.lag_ms / 1000))
+
+    def _show(self, record: Record, message: Ack, packet: Packet, sent_s: float) -> None:
+        """Note which ring a member showed in answer to a question."""
+        if packet.epoch == record.member.epoch and sent_s > record.ring_digest_s:
+            record.ring_digest, record.ring_digest_s = message.ring_digest, sent_s
+
+    def _set_udp_blocked(self, record: Record, *, blocked: bool) -> None:
+        record.is_udp_blocked = blocked
+        self.change_count += 1
 
     def _on_nack(self, message: Nack, packet: Packet, _source: Address, _now: Instant) -> None:
         probe = self._probe
@@ -659,7 +704,7 @@ class Swim:
         """Take a packet, whatever it says, as a sign of its sender's life."""
         record = self.table.members.get(packet.sender)
         if record is not None and record.member.epoch == packet.epoch:
-            record.heard_s = now.monotonic_s
+            record.heard_s = self.heard_s = now.monotonic_s
             self._phi_of(record).heard(now.monotonic_s - self._paused_s)
             if record.exit_sequence:
                 record.clear_exit()
@@ -688,7 +733,7 @@ class Swim:
         before = record.state
         record.member, record.incarnation, record.alive_message = member, message.incarnation, None
         if is_new_life:
-            record.phi_estimate = None
+            record.phi_estimate, record.life_since_s = None, now.monotonic_s
         record.clear_exit()
         self._set_state(record, "alive", now)
         self._spread(member.id, self._alive(record), now)
@@ -768,6 +813,11 @@ class Swim:
         expected = confirmations_expected(pace.suspicion_multiplier, self.size) if self._lifeguard else 0
         record.suspicion = suspicion = Suspicion(message.accuser, now.monotonic_s, min_s, expected)
         self._set_state(record, "suspect", now)
+        timeout_s = suspicion.deadline_s - suspicion.started_s
+        self.certificates.suspected(
+            message.id, message.accuser, min_s=min_s, timeout_s=timeout_s, expected=expected, pause_s=self._paused_s,
+            now=now,
+        )  # fmt: skip
         if self._lifeguard:
             for share in QUESTION_SHARES:
                 self._at(now.monotonic_s + share * min_s, self._ask_around, (record, suspicion))
@@ -790,6 +840,7 @@ class Swim:
         assert suspicion is not None
         if suspicion.confirm(message.accuser):
             self._at(suspicion.deadline_s, self._suspicion_due, record)
+            self.certificates.shortened(message.id, message.accuser, suspicion.deadline_s - suspicion.started_s, now)
             self._spread(message.id, encode_message(message), now)
 
     def _suspicion_due(self, record: Record, now: Instant) -> None:
@@ -822,6 +873,7 @@ class Swim:
             self._set_right(record, packet, source)
             return
         record.incarnation = message.incarnation
+        self._certify(record, message.accuser, now)
         accusers = ", ".join(record.suspicion.accusers) if record.suspicion else ""
         self._set_state(record, "dead", now)
         self._spread(message.id, encode_message(message), now, at_once=message.accuser == self.member.id)
@@ -833,6 +885,26 @@ class Swim:
         suspected = f", suspected by {accusers}" if accusers else ""
         self._note(now, "member-dead", message.id, f"declared by {message.accuser}; {how}{suspected}")
 
+    def _certify(self, record: Record, accuser: NodeId, now: Instant) -> None:
+        """Keep what led to this verdict, if it is this node's own; else who has that."""
+        suspicion = record.suspicion
+        if accuser != self.member.id or suspicion is None or suspicion.deadline_s > now.monotonic_s:
+            other = self.table.members.get(accuser)
+            self.certificates.heard(record.member, accuser, other.member.http if other else "", now)
+            return
+        exit_s = None if suspicion.exit_deadline_s is None else suspicion.exit_deadline_s - suspicion.started_s
+        self.certificates.certify(
+            record.member,
+            record.incarnation,
+            self.member,
+            timeout_s=suspicion.deadline_s - suspicion.started_s,
+            pause_s=self._paused_s,
+            accusers=tuple(suspicion.accusers),
+            evidence=ExitEvidence(record.is_refused, record.is_silent, record.exit_observers, exit_s),
+            verdict=Verdict(self.phi(record, now), record.rtt_s, self.health, self.lag_s, self.size),
+            now=now,
+        )
+
     def _on_left(self, message: Left, now: Instant) -> None:
         if message.id == self.member.id:
             if message.epoch >= self.member.epoch and not self._leaving:  # Not by this process: its words live on.
@@ -843,7 +915,7 @@ class Swim:
             return
         if message.epoch > record.member.epoch:  # Of a life that came and went unheard: nor is the one before it there.
             record.member, record.incarnation = replace(record.member, epoch=message.epoch), message.incarnation
-            record.phi_estimate = record.alive_message = None
+            record.phi_estimate, record.alive_message, record.life_since_s = None, None, now.monotonic_s
         elif record.state == "left":
             return
         self._set_state(record, "left", now)
@@ -881,6 +953,7 @@ class Swim:
         self.change_count += 1
         if state != "suspect":
             record.suspicion = None
+            self.certificates.closed(record.member.id)
         if record.state == state:
             return
         record.state = state
@@ -1029,7 +1102,6 @@ class Swim:
 
     def _on_seeds_resolved(self, event: SeedsResolved, now: Instant) -> None:
         self._resolving = False
-        self._seed_addresses = event.addresses
         living = {record.member.gossip: None for record in self.table.live}
         wanted = [item for item in event.addresses if item not in living and item != self.member.gossip]
         self._rng.shuffle(wanted)
@@ -1050,11 +1122,16 @@ class Swim:
         """Ask by UDP at once: an end alone counts for nothing."""
         record = self.table.members.get(event.node_id)
         if record is not None and not event.is_goodbye:
+            is_settled = now.monotonic_s >= record.life_since_s + LIFE_SETTLED_S
+            record.ended_epoch = record.member.epoch if is_settled else -1
             self._ask_whether_it_exited(record, now)
 
     def _on_peer_refused(self, event: PeerRefused, now: Instant) -> None:
         record = self.table.members.get(event.node_id)
-        if record is None or record.member.epoch != event.epoch or now.monotonic_s < record.exit_rest_s:
+        if record is None or now.monotonic_s < record.exit_rest_s:
+            return
+        # One process may have had several epochs while its connection stood: the last one counts.
+        if record.member.epoch not in (event.epoch, record.ended_epoch):
             return
         record.is_refused = True
         self._ask_whether_it_exited(record, now)

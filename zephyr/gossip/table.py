@@ -33,6 +33,7 @@ class Record:
 
     __slots__ = (
         "alive_message",
+        "ended_epoch",
         "exit_observers",
         "exit_rest_s",
         "exit_sequence",
@@ -44,10 +45,12 @@ class Record:
         "is_refused",
         "is_silent",
         "is_udp_blocked",
+        "life_since_s",
         "live_index",
         "member",
         "phi_estimate",
         "ring_digest",
+        "ring_digest_s",
         "since_s",
         "state",
         "suspicion",
@@ -59,10 +62,10 @@ class Record:
         self.state: GossipState = "alive"
         self.since_s = now_s
         """Monotonic seconds at which `state` took its value."""
+        self.life_since_s = now_s
+        """Monotonic seconds at which this life was first heard of."""
         self.phi_estimate: PhiEstimate | None = None
         """None until it was heard."""
-        self.ring_digest = b""
-        """What its last ack said of its ring; empty: nothing."""
         self.suspicion: Suspicion | None = None
         """While, and only while, the state is suspect."""
         self.live_index = -1
@@ -77,6 +80,12 @@ class Record:
         """Its encoded `Alive`, or None when it changed."""
         self.heard_s = -inf
         """Monotonic seconds of the last packet that came from that life itself."""
+        self.ring_digest = b""
+        """The ring that it showed last."""
+        self.ring_digest_s = -inf
+        """Monotonic seconds at which the question was sent that it answered with that."""
+        self.ended_epoch = -1
+        """Boot epoch of the life that was known when its connection ended without a goodbye."""
         self.exit_rest_s = -inf
         """Monotonic seconds until which refusals count for nothing."""
         self.exit_told_s = -inf

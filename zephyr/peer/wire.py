@@ -83,6 +83,8 @@ class Operation(enum.IntEnum):
     """(key, record) -> (applied, existed, newest_version)."""
     NEWS = 3
     """(sealed gossip packet,) -> (). Told, not asked: its call id is TOLD_CALL_ID, and its reply is skipped."""
+    VIEW = 4
+    """What the peer knows of etcd: see `zephyr.etcd.relay`."""
 
 
 class Status(enum.IntEnum):
@@ -95,6 +97,8 @@ class Status(enum.IntEnum):
     TOO_LARGE = 3
     OVERLOADED = 4
     BAD_REQUEST = 5
+    UNCONFIRMED = 6
+    """The receiver cannot make sure that it still owns the slot: (its record or None,) for a read."""
 
 
 @dataclass(slots=True)

@@ -7,6 +7,9 @@ machine, no id, no effect list. Everything else is one quorum machine in a bound
 Deadlines of the default time-out stand in one deque, since they arrive in order; clients' own time-outs
 in a heap. Entries of finished requests are dropped when they reach the front.
 
+*Not sure.* What this node does as an owner waits until its view is confirmed (`zephyr.confirmation`), at most
+`CONFIRMATION_WAIT_S`; then a read of one replica is served and marked, and anything else refused.
+
 *Not owner.* A peer whose ring differs and that owns nothing of the slot says so. The request then waits
 for the ring to change here, at most `NOT_OWNER_PAUSE_S`, and starts once more with the owners of that
 moment. A second *not owner* ends it.
@@ -17,7 +20,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 from zephyr.config import KEY_BYTES_MAX, Settings
 from zephyr.events import CompleteRequest, Effect, SendPeer
@@ -39,6 +42,8 @@ REQUESTS_MAX = 10_000
 """Client requests in flight; one more is refused as overload. One a connection, at `connections_max`."""
 DEADLINES_SPARE = 1024
 """Deadlines of finished requests that are kept before they are looked for: one look in so many requests."""
+CONFIRMATION_WAIT_S = 1.0
+"""Longest wait until this node is sure that it still is an owner: a keep-alive or a round of acks is ms away."""
 NOT_OWNER_PAUSE_S = 0.25
 """Longest wait for the ring to change here after a peer's *not owner*: a watch event is ms away."""
 
@@ -56,7 +61,10 @@ class Pending:
 class _Running:
     """One request in the table."""
 
-    __slots__ = ("call_ids", "deadline_s", "machine", "parked", "request", "request_id", "restarted", "slot")
+    __slots__ = (
+        "call_ids", "deadline_s", "machine", "parked", "request", "request_id", "restarted", "slot",
+        "was_doubted",
+    )  # fmt: skip
 
     def __init__(self, request_id: int, request: ReadRequest | WriteRequest, slot: int, deadline_s: float) -> None:
         self.request_id = request_id
@@ -66,7 +74,10 @@ class _Running:
         self.machine: QuorumRead | QuorumWrite | None = None
         self.call_ids: dict[int, NodeId] = {}
         self.restarted = False
-        self.parked = False
+        self.was_doubted = False
+        """An owner answered that it cannot make sure that it is one."""
+        self.parked: Literal["", "owner", "confirmation"] = ""
+        """What it waits for before it is started: a ring in which it has owners, or to be sure of this one."""
 
 
 class Coordinator:
@@ -84,6 +95,10 @@ class Coordinator:
         """Writes of peers refused because their stamp is too far ahead of this node's clock."""
         self.not_owner_count = 0
         """Peers' requests for slots that this node does not own."""
+        self.confirmed_until_s = inf
+        """Monotonic seconds until which this node may take itself for an owner (`zephyr.confirmation`)."""
+        self.unconfirmed_count = 0
+        """Requests for this node's slots that it could not be sure to own."""
         self.view_doubted = False
         """A peer's ring differs from this one's: compare with etcd soon. The node resets it."""
         self._id = settings.id
@@ -91,9 +106,11 @@ class Coordinator:
         self._calls: dict[int, _Running] = {}
         self._last_id = 0
         self._unreachable: dict[NodeId, bool] = {}
+        self._suspects: dict[NodeId, bool] = {}
         self._deadlines: deque[tuple[float, int]] = deque()
         self._deadlines_own: list[tuple[float, int]] = []
         self._parked: deque[tuple[float, int]] = deque()
+        self._unconfirmed: deque[tuple[float, int]] = deque()
 
     @property
     def requests_in_flight(self) -> int:
@@ -121,20 +138,27 @@ class Coordinator:
         effects: list[Effect] = []
         for _, request_id in parked:
             running = self._requests.get(request_id)
-            if running is not None and running.parked:
+            if running is not None and running.parked == "owner":
                 effects += self._restart(running, now)
         return effects
 
-    def peer_reachable(self, node_id: NodeId, *, reachable: bool) -> None:
-        """A connection came up or went down: unreachable owners are asked last."""
-        if reachable:
-            self._unreachable.pop(node_id, None)
-        else:
-            self._unreachable[node_id] = True
+    def confirm(self, until_s: float, now: Instant) -> list[Effect]:
+        """Take this node for an owner until then; requests that waited to be sure of it begin."""
+        self.confirmed_until_s = until_s
+        if not self._unconfirmed or now.monotonic_s >= until_s:
+            return []
+        waiting, self._unconfirmed = self._unconfirmed, deque()
+        effects: list[Effect] = []
+        for _, request_id in waiting:
+            running = self._requests.get(request_id)
+            if running is not None and running.parked == "confirmation":
+                effects += self._start(running, now)
+        return effects
 
-    def forget_peers(self, keep: dict[NodeId, bool]) -> None:
-        """Forget the state of members that are gone."""
-        self._unreachable = {node_id: True for node_id in self._unreachable if node_id in keep}
+    def route(self, view: ClusterView) -> None:
+        """Take from a view whom to send to: not at all, or last for reads."""
+        self._unreachable = {row.member.id: True for row in view.members if not row.routable}
+        self._suspects = {row.member.id: True for row in view.members if row.gossip == "suspect"}
 
     # --- clients ------------------------------------------------------------------------------------
 
@@ -143,7 +167,7 @@ class Coordinator:
         slot = key_slot(request.key)
         owners = self.ring.owners(slot)
         need = self.settings.quorum(request.quorum or self.settings.read_quorum, len(owners))
-        if need == 1 and self._id in owners:
+        if need == 1 and self._id in owners and now.monotonic_s < self.confirmed_until_s:
             return Outcome(record=self.store.get(slot, request.key, self.clock.now_unix_ms(now.unix_ms)))
         return self._begin(request, slot, owners, need, now)
 
@@ -152,7 +176,7 @@ class Coordinator:
         slot = key_slot(request.key)
         owners = self.ring.owners(slot)
         need = self.settings.quorum(request.quorum or self.settings.write_quorum, len(owners))
-        if len(owners) == 1 and need == 1 and owners[0] == self._id:
+        if len(owners) == 1 and need == 1 and owners[0] == self._id and now.monotonic_s < self.confirmed_until_s:
             return self._write_alone(request, slot, now)
         return self._begin(request, slot, owners, need, now)
 
@@ -188,6 +212,9 @@ class Coordinator:
         timeout_s = request.timeout_s or self.settings.request_timeout
         self._last_id += 1
         running = _Running(self._last_id, request, slot, now.monotonic_s + timeout_s)
+        if now.monotonic_s >= self.confirmed_until_s and self._id in owners:
+            self._wait_for_confirmation(running, now)
+            return Pending(running.request_id, [])
         effects = self._launch(running, owners, need, now)
         outcome = self._outcome(running)
         if outcome is not None:
@@ -198,13 +225,17 @@ class Coordinator:
                 if effects
                 else outcome
             )
+        self._enter(running)
+        return Pending(running.request_id, effects)
+
+    def _enter(self, running: _Running) -> None:
+        """Put a request into the table."""
         self._requests[running.request_id] = running
-        if request.timeout_s is None:
+        if running.request.timeout_s is None:
             self._deadlines.append((running.deadline_s, running.request_id))
         else:
             heapq.heappush(self._deadlines_own, (running.deadline_s, running.request_id))
         self._drop_finished_deadlines()
-        return Pending(running.request_id, effects)
 
     def _refusal(self, owners: tuple[NodeId, ...], need: int) -> Outcome | None:
         """Refuse what cannot succeed before anything is sent."""
@@ -231,16 +262,20 @@ class Coordinator:
         return self._send_write(running, running.machine, now)
 
     def _preferred(self, owners: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
-        """Order owners for a read: this node, then those that can be reached, then the rest."""
-        if owners[0] == self._id and not self._unreachable:
+        """Order those owners for a read that can be reached: this node, then the others, suspects last."""
+        unreachable, suspects = self._unreachable, self._suspects
+        if owners[0] == self._id and not unreachable and not suspects:
             return owners
-        return tuple(sorted(owners, key=lambda owner: (owner != self._id, owner in self._unreachable)))
+        reachable = [owner for owner in owners if owner not in unreachable]
+        return tuple(sorted(reachable, key=lambda owner: (owner != self._id, owner in suspects)))
 
     def _ask(self, running: _Running, machine: QuorumRead, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
         while targets := machine.targets():
             for node_id in targets:
-                if node_id == self._id:
+                if node_id == self._id and now.monotonic_s >= self.confirmed_until_s:
+                    machine.on_failure("this node is not sure to own the key")
+                elif node_id == self._id:
                     unix_ms = self.clock.now_unix_ms(now.unix_ms)
                     machine.on_record(self.store.peek(running.slot, running.request.key, unix_ms))
                 else:
@@ -264,13 +299,18 @@ class Coordinator:
         outcome = machine.outcome()
         if outcome is not None and outcome.failure is Failure.TOO_LARGE:
             return []
-        return [
-            self._call(running, node_id, Operation.WRITE, (request.key, record))
-            for node_id in targets
-            if node_id != self._id
-        ]
+        effects: list[Effect] = []
+        for node_id in targets:
+            if node_id in self._unreachable:
+                machine.on_failure(f"{node_id} cannot be reached", uncertain=False)
+            elif node_id != self._id:
+                effects.append(self._call(running, node_id, Operation.WRITE, (request.key, record)))
+        return effects
 
     def _write_here(self, running: _Running, machine: QuorumWrite, record: bytes, now: Instant) -> None:
+        if now.monotonic_s >= self.confirmed_until_s:
+            machine.on_failure("this node is not sure to own the key", uncertain=False)
+            return
         unix_ms = self.clock.now_unix_ms(now.unix_ms)
         applied = self.store.apply(running.slot, running.request.key, record, unix_ms)
         if applied.too_large:
@@ -295,6 +335,7 @@ class Coordinator:
         if status == Status.NOT_OWNER and not running.restarted:
             self.view_doubted = True
             return self._park(running, now)
+        running.was_doubted = running.was_doubted or status == Status.UNCONFIRMED
         if type(running.machine) is QuorumRead:
             self._take_read_reply(running.machine, node_id, status, payload, now)
         else:
@@ -311,6 +352,10 @@ class Coordinator:
             case (bytes(record),) if status == Status.OK and record_is_valid(record):
                 self.clock.observe(record_version(record), now.unix_ms)
                 machine.on_record(record)
+            case (None,) if status == Status.UNCONFIRMED:
+                machine.on_unconfirmed(node_id, None)
+            case (bytes(record),) if status == Status.UNCONFIRMED and record_is_valid(record):
+                machine.on_unconfirmed(node_id, record)
             case _:
                 machine.on_failure(f"{node_id} answered {_status_name(status)}")
 
@@ -341,8 +386,11 @@ class Coordinator:
                 self._release_calls(running)
                 effects += self._send_write(running, machine, now)
         outcome = self._outcome(running)
-        if outcome is not None:
-            effects.append(CompleteRequest(self._finish(running), outcome))
+        if outcome is None:
+            return effects
+        if (outcome.failure is not None or outcome.is_unconfirmed) and running.was_doubted and not running.restarted:
+            return effects + self._park(running, now)  # Who stood still is sure again in a moment.
+        effects.append(CompleteRequest(self._finish(running), outcome))
         return effects
 
     def _outcome(self, running: _Running) -> Outcome | None:
@@ -367,14 +415,19 @@ class Coordinator:
     def _park(self, running: _Running, now: Instant) -> list[Effect]:
         """Wait a moment for the ring to change here."""
         self._release_calls(running)
-        running.parked = True
+        running.parked = "owner"
         self._parked.append((now.monotonic_s + NOT_OWNER_PAUSE_S, running.request_id))
         return []
 
     def _restart(self, running: _Running, now: Instant) -> list[Effect]:
         """Start once more, with the owners of now."""
-        running.parked = False
         running.restarted = True
+        return self._start(running, now)
+
+    def _start(self, running: _Running, now: Instant) -> list[Effect]:
+        """Start a request that is in the table."""
+        is_again = running.machine is not None
+        running.parked = ""
         request = running.request
         owners = self.ring.owners(running.slot)
         is_read = type(request) is ReadRequest
@@ -387,11 +440,30 @@ class Coordinator:
             outcome = self._outcome(running)
         if outcome is None:
             return effects
-        if not is_read and outcome.failure is Failure.UNAVAILABLE:
+        if is_again and not is_read and outcome.failure is Failure.UNAVAILABLE:
             # The first round may have been applied by some owner.
             outcome = Outcome(Failure.UNKNOWN, outcome.detail, answered=0, asked=len(owners))
         effects.append(CompleteRequest(self._finish(running), outcome))
         return effects
+
+    # --- not sure to be an owner ----------------------------------------------------------------------
+
+    def _wait_for_confirmation(self, running: _Running, now: Instant) -> None:
+        self.unconfirmed_count += 1
+        self._enter(running)
+        running.parked = "confirmation"
+        self._unconfirmed.append((min(now.monotonic_s + CONFIRMATION_WAIT_S, running.deadline_s), running.request_id))
+
+    def _unconfirmed_outcome(self, running: _Running, now: Instant) -> Outcome:
+        """Answer for a node that cannot make sure: a read of one replica is served and marked, others are refused."""
+        request, owners = running.request, self.ring.owners(running.slot)
+        if type(request) is ReadRequest and self._id in owners:
+            need = self.settings.quorum(request.quorum or self.settings.read_quorum, len(owners))
+            if need == 1:
+                record = self.store.get(running.slot, request.key, self.clock.now_unix_ms(now.unix_ms))
+                return Outcome(record=record, is_unconfirmed=True)
+        detail = "this node cannot make sure that it still owns the key: neither its lease nor a majority confirms it"
+        return Outcome(Failure.UNAVAILABLE, detail, answered=0, asked=0)
 
     # --- time ---------------------------------------------------------------------------------------
 
@@ -402,9 +474,12 @@ class Coordinator:
             self._deadlines.popleft()
         while self._deadlines_own and self._deadlines_own[0][1] not in requests:
             heapq.heappop(self._deadlines_own)
-        while self._parked and not self._is_parked(self._parked[0][1]):
+        while self._parked and not self._is_parked(self._parked[0][1], "owner"):
             self._parked.popleft()
-        return min(line[0][0] if line else inf for line in (self._deadlines, self._deadlines_own, self._parked))
+        while self._unconfirmed and not self._is_parked(self._unconfirmed[0][1], "confirmation"):
+            self._unconfirmed.popleft()
+        lines = (self._deadlines, self._deadlines_own, self._parked, self._unconfirmed)
+        return min(line[0][0] if line else inf for line in lines)
 
     def _drop_finished_deadlines(self) -> None:
         """Keep the lines in proportion to the requests in flight: behind a long time-out the finished ones pile up."""
@@ -415,9 +490,9 @@ class Coordinator:
             self._deadlines_own = [entry for entry in self._deadlines_own if entry[1] in self._requests]
             heapq.heapify(self._deadlines_own)
 
-    def _is_parked(self, request_id: int) -> bool:
+    def _is_parked(self, request_id: int, reason: str) -> bool:
         running = self._requests.get(request_id)
-        return running is not None and running.parked
+        return running is not None and running.parked == reason
 
     def poll(self, now: Instant) -> list[Effect]:
         """End the requests whose time is over; start parked ones again."""
@@ -426,14 +501,19 @@ class Coordinator:
             if self._parked and self._parked[0][0] <= now.monotonic_s:
                 effects += self._restart(self._requests[self._parked.popleft()[1]], now)
                 continue
+            if self._unconfirmed and self._unconfirmed[0][0] <= now.monotonic_s:
+                running = self._requests[self._unconfirmed.popleft()[1]]
+                outcome = self._unconfirmed_outcome(running, now)
+                effects.append(CompleteRequest(self._finish(running), outcome))
+                continue
             line = self._deadlines
             if line and line[0][0] <= now.monotonic_s:
                 request_id = line.popleft()[1]
             else:
                 request_id = heapq.heappop(self._deadlines_own)[1]
             running = self._requests[request_id]
-            assert running.machine is not None
-            outcome = running.machine.timed_out()
+            machine = running.machine
+            outcome = self._unconfirmed_outcome(running, now) if machine is None else machine.timed_out()
             effects.append(CompleteRequest(self._finish(running), outcome))
         return effects
 
@@ -454,6 +534,9 @@ class Coordinator:
             self.view_doubted = self.view_doubted or digest != self.digest
             return Status.NOT_OWNER, (*self.view_order, self.digest)
         unix_ms = self.clock.now_unix_ms(now.unix_ms)
+        if now.monotonic_s >= self.confirmed_until_s:
+            self.unconfirmed_count += 1
+            return Status.UNCONFIRMED, (self.store.peek(slot, key, unix_ms),) if operation == Operation.READ else ()
         if operation == Operation.READ and not rest:
             return Status.OK, (self.store.peek(slot, key, unix_ms),)
         if operation == Operation.WRITE:

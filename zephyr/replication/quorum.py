@@ -21,7 +21,7 @@ RESTAMPS_MAX = 3
 class QuorumRead:
     """A read of one key from `need` of its `owners`, asked in the order given."""
 
-    __slots__ = ("_next", "_reason", "answered", "asked", "best", "need", "owners", "waiting")
+    __slots__ = ("_next", "_reason", "_unconfirmed", "answered", "asked", "best", "need", "owners", "waiting")
 
     def __init__(self, owners: tuple[NodeId, ...], need: int) -> None:
         assert 1 <= need <= len(owners)
@@ -33,6 +33,8 @@ class QuorumRead:
         self.waiting = 0
         self._next = 0
         self._reason = ""
+        self._unconfirmed: tuple[bytes | None, ...] = ()
+        """What an owner said that could not make sure that it is one."""
 
     def targets(self) -> tuple[NodeId, ...]:
         """Return whom to ask now: enough owners to reach `need`, as long as there are any left."""
@@ -55,12 +57,19 @@ class QuorumRead:
         self.waiting -= 1
         self._reason = reason
 
+    def on_unconfirmed(self, node_id: NodeId, record: bytes | None) -> None:
+        """An owner answered that cannot make sure that it still is one: no answer, but better than none at all."""
+        self._unconfirmed = (record,)
+        self.on_failure(f"{node_id} is not sure to own the key")
+
     def outcome(self) -> Outcome | None:
         """Return the end of the read, or None while it is open."""
         if self.answered >= self.need:
             return Outcome(record=self.best, answered=self.answered, asked=self.asked)
         if self.waiting or self._next < len(self.owners):
             return None
+        if self.need == 1 and self._unconfirmed:
+            return Outcome(record=self._unconfirmed[0], asked=self.asked, is_unconfirmed=True)
         return Outcome(
             Failure.UNAVAILABLE,
             f"{self.answered} of the {self.need} replicas needed answered; {self._reason}",

@@ -1,0 +1,496 @@
+"""The membership table (`zephyr.policy`), row by row, on whole nodes in virtual time."""
+
+from dataclasses import replace
+
+import pytest
+
+from chaos.cluster_scenarios import SETTINGS
+from chaos.simulator import Simulation
+from zephyr.etcd.registration import encode_registration
+from zephyr.events import EvictionRequested, HoldReleaseRequested
+from zephyr.model import Failure, Member, MemberView, Outcome, ReadRequest, WriteRequest
+
+IDS = ["n1", "n2", "n3", "n4", "n5"]
+PROCESS_GONE_S = 1.0
+"""A process that ended is dead for everybody by then."""
+MACHINE_SILENT_S = 12.0
+"""A silent machine is dead for everybody by then."""
+
+
+class Cluster:
+    """Five nodes, registered, with equal rings."""
+
+    def __init__(self, seed: int = 1, **changes: object) -> None:
+        settings = replace(SETTINGS, join=tuple(f"n{number}:79" for number in range(1, 9)), **changes)
+        self.simulation = Simulation(seed, settings=settings)
+        self.simulation.tick_etcd(0.5, 600)
+
+    def started(self) -> "Cluster":
+        for node_id in IDS:
+            self.simulation.start(node_id)
+        self.wait(4)
+        assert self.rings() == dict.fromkeys(IDS, IDS)
+        self.changes = self.change_counts()
+        return self
+
+    def wait(self, duration_s: float) -> None:
+        self.simulation.run_until(self.simulation.now_s + duration_s)
+
+    def node(self, node_id: str):
+        return self.simulation.nodes[node_id].node
+
+    def rings(self) -> dict[str, list[str]]:
+        return {node_id: list(self.node(node_id).view.owners) for node_id in self.simulation.nodes}
+
+    def authorities(self) -> dict[str, str]:
+        return {node_id: self.node(node_id).view.authority for node_id in self.simulation.nodes}
+
+    def row(self, observer: str, subject: str) -> MemberView:
+        return next(row for row in self.node(observer).view.members if row.member.id == subject)
+
+    def change_counts(self) -> dict[str, int]:
+        return {node_id: self.node(node_id).ring_change_count for node_id in self.simulation.nodes}
+
+    def no_ring_changed(self) -> bool:
+        return self.change_counts() == self.changes
+
+    def etcd_fails(self) -> None:
+        self.simulation.etcd_up = False
+        self.simulation.break_watches()
+
+    def etcd_returns(self) -> None:
+        self.simulation.etcd_up = True
+        self.simulation.etcd.restart(self.simulation.now_s)
+
+    def cut_from_etcd(self, *node_ids: str) -> None:
+        self.simulation.cut_from_etcd = dict.fromkeys(node_ids, True)
+        self.simulation.break_watches()
+
+    def split(self, *side: str) -> None:
+        for one in self.simulation.nodes:
+            for other in self.simulation.nodes:
+                if (one in side) != (other in side):
+                    self.simulation.cuts[one, other] = True
+
+    def heal(self) -> None:
+        self.simulation.cuts.clear()
+        self.simulation.cut_from_etcd.clear()
+
+    def ask(self, node_id: str, request: ReadRequest | WriteRequest) -> Outcome:
+        result = self.simulation.submit(node_id, request)
+        if isinstance(result, Outcome):
+            return result
+        self.wait(3)
+        return self.simulation.outcomes[result]
+
+    def log(self, word: str) -> int:
+        return sum(word in line for line in self.simulation.log)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster().started()
+
+
+# --- registered ---------------------------------------------------------------------------------------
+
+
+def test_registered_and_alive_is_an_owner_and_all_agree(cluster):
+    cluster.wait(20)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert {row.verdict for node_id in IDS for row in cluster.node(node_id).view.members} == {"agree"}
+    assert cluster.no_ring_changed()
+
+
+def test_registered_and_suspect_is_an_owner_and_sent_requests(cluster):
+    cluster.simulation.pause("n3", 6.0)
+    for _ in range(60):
+        cluster.wait(0.1)
+        row = cluster.row("n1", "n3")
+        if row.gossip == "suspect":
+            assert (row.in_ring, row.routable, row.verdict) == (True, True, "gossip-first")
+            break
+    else:
+        pytest.fail("it was never suspected")
+    cluster.wait(5)
+    assert cluster.row("n1", "n3").verdict == "agree"
+    assert cluster.no_ring_changed()
+
+
+def test_registered_and_never_met_is_an_owner_until_it_is_overdue(cluster):
+    stranger = Member("n9", "n9:80", "n9:79", "n9:99", 1)
+    etcd, first = cluster.simulation.etcd, cluster.node("n1")
+    etcd.revision += 1
+    key = first.etcd.keyspace.member("n9")
+    from zephyr.events import KeyChange, KeyValue  # noqa: PLC0415
+
+    etcd.pairs[key] = KeyValue(key, encode_registration(stranger), etcd.revision, 0)
+    etcd._publish((KeyChange(key, encode_registration(stranger), etcd.revision, 0),))
+    cluster.wait(2)
+    row = cluster.row("n1", "n9")
+    assert (row.gossip, row.in_ring, row.routable, row.verdict) == ("unknown", True, True, "etcd-first")
+    cluster.wait(SETTINGS.unknown_timeout - 3)
+    assert cluster.rings()["n1"] == [*IDS, "n9"]
+    cluster.wait(3)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_registered_and_dead_is_sent_nothing_and_leaves_when_its_eviction_commits(cluster):
+    cluster.simulation.crash("n2")
+    cluster.wait(PROCESS_GONE_S)
+    row = cluster.row("n4", "n2")
+    assert (row.gossip, row.etcd, row.in_ring, row.routable) == ("dead", "registered", True, False)
+    cluster.wait(SETTINGS.evict_after + 0.5)
+    assert set(map(tuple, cluster.rings().values())) == {("n1", "n3", "n4", "n5")}
+
+
+def test_registered_and_left_is_evicted_at_once(cluster):
+    cluster.cut_from_etcd("n2")
+    cluster.simulation.leave("n2")
+    cluster.wait(1)
+    assert cluster.rings()["n1"] == ["n1", "n3", "n4", "n5"]
+
+
+def test_an_operator_evicts_a_member_and_it_is_back_when_it_hears_a_majority(cluster):
+    assert cluster.node("n1").eviction_objection("n3") == ""
+    assert cluster.node("n1").eviction_objection("n7") == "n7 is not registered"
+    cluster.simulation._handle(cluster.simulation.nodes["n1"], EvictionRequested("n3"))
+    cluster.wait(2)
+    assert cluster.log("note registration-gone n3 evicted") == len(IDS)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+# --- absent -------------------------------------------------------------------------------------------
+
+
+def test_absent_without_a_mark_and_alive_registers_again_and_changes_no_ring(cluster):
+    cluster.simulation.etcd.delete(cluster.node("n1").etcd.keyspace.member("n3"))
+    cluster.wait(5)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.no_ring_changed()
+
+
+def test_absent_after_the_grace_owns_nothing_and_may_coordinate():
+    cluster = Cluster(expiry_grace=1.0).started()
+    cluster.cut_from_etcd("n3")
+    cluster.simulation.nodes["n3"].node.relay.poll = lambda *_: []  # Nobody renews its lease.
+    cluster.wait(SETTINGS.lease_ttl + 3)
+    row = cluster.row("n1", "n3")
+    assert (row.gossip, row.etcd, row.in_ring, row.routable) == ("alive", "absent", False, True)
+    assert row.verdict == "unregistered"
+
+
+def test_absent_and_dead_is_shown_in_agreement_and_forgotten_in_time():
+    cluster = Cluster(dead_memory=30.0).started()
+    cluster.simulation.crash("n2")
+    cluster.wait(SETTINGS.evict_after + 2)
+    row = cluster.row("n1", "n2")
+    assert (row.gossip, row.etcd, row.verdict, row.routable) == ("dead", "absent", "agree", False)
+    cluster.wait(60)
+    assert [item.member.id for item in cluster.node("n1").view.members] == ["n1", "n3", "n4", "n5"]
+
+
+def test_a_mass_loss_holds_the_whole_ring_until_all_are_back(cluster):
+    cluster.simulation.etcd.revoke_all()
+    cluster.wait(5)
+    assert cluster.log("note hold ") > 0
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.no_ring_changed()
+
+
+def test_an_operator_lets_a_held_ring_go(cluster):
+    for node_id in IDS[1:]:  # They cannot register again.
+        cluster.node(node_id).relay.poll = lambda *_: []
+        cluster.node(node_id).relay.serve = lambda *_: (5, ())
+    cluster.cut_from_etcd(*IDS[1:])
+    cluster.wait(SETTINGS.lease_ttl + 5)
+    assert cluster.authorities()["n1"] == "held"
+    assert cluster.rings()["n1"] == IDS
+    cluster.simulation._handle(cluster.simulation.nodes["n1"], HoldReleaseRequested())
+    cluster.wait(1)
+    assert cluster.rings()["n1"] == ["n1"]
+    assert cluster.log("n1 note hold-ended  an operator let it go") == 1
+
+
+# --- etcd cannot be reached ---------------------------------------------------------------------------
+
+
+def test_a_node_cut_from_etcd_alone_shows_relayed_and_changes_no_ring(cluster):
+    cluster.cut_from_etcd("n3")
+    cluster.wait(60)
+    view = cluster.node("n3").view
+    assert (view.authority, view.etcd.state) == ("relayed", "relayed")
+    assert cluster.row("n3", "n1").etcd == "registered"
+    assert cluster.no_ring_changed()
+    assert cluster.log("registration-gone n3") == 0, "a peer renewed its lease"
+    assert not cluster.node("n3").readiness()
+    cluster.heal()
+    cluster.wait(5)
+    assert set(cluster.authorities().values()) == {"both"}
+
+
+def test_a_node_cut_from_etcd_alone_sees_a_death_commit(cluster):
+    cluster.cut_from_etcd("n3")
+    cluster.wait(10)
+    cluster.simulation.crash("n5")
+    cluster.wait(SETTINGS.evict_after + 3)
+    assert set(map(tuple, cluster.rings().values())) == {("n1", "n2", "n3", "n4")}
+
+
+def test_when_nobody_reaches_etcd_gossip_leads_and_no_ring_changes(cluster):
+    cluster.etcd_fails()
+    cluster.wait(60)
+    assert set(cluster.authorities().values()) == {"gossip"}
+    assert all(cluster.node(node_id).confirmation.until_s > cluster.simulation.now_s for node_id in IDS)
+    assert cluster.ask("n2", WriteRequest(b"key", b"value")).failure is None
+    cluster.etcd_returns()
+    cluster.wait(5)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.no_ring_changed()
+
+
+@pytest.mark.parametrize("period_s", [1.0, 3.0, 6.0])
+def test_an_etcd_that_comes_and_goes_changes_no_ring(cluster, period_s):
+    for _ in range(20):
+        cluster.etcd_fails()
+        cluster.wait(period_s)
+        cluster.etcd_returns()
+        cluster.wait(period_s)
+        assert set(map(tuple, cluster.rings().values())) == {tuple(IDS)}
+    assert cluster.no_ring_changed()
+
+
+def test_who_joins_while_gossip_leads_coordinates_and_becomes_an_owner_when_etcd_is_back(cluster):
+    cluster.etcd_fails()
+    cluster.wait(10)
+    cluster.simulation.start("n6")
+    cluster.wait(5)
+    assert cluster.rings()["n6"] == IDS
+    assert cluster.node("n6").readiness() == ()
+    assert cluster.ask("n6", WriteRequest(b"key", b"value")).failure is None
+    assert cluster.ask("n6", ReadRequest(b"key")).record is not None
+    row = cluster.row("n1", "n6")
+    assert (row.in_ring, row.routable, row.verdict) == (False, True, "unconfirmed")
+    cluster.etcd_returns()
+    cluster.wait(5)
+    assert set(map(tuple, cluster.rings().values())) == {(*IDS, "n6")}
+    later = cluster.change_counts()
+    assert all(later[node_id] == cluster.changes[node_id] + 1 for node_id in IDS), "one change, not two"
+
+
+def test_who_dies_while_gossip_leads_leaves_after_long_and_stays_out_when_etcd_is_back(cluster):
+    cluster.etcd_fails()
+    cluster.wait(5)
+    cluster.simulation.crash("n4")
+    cluster.wait(SETTINGS.gossip_evict_after - 1)
+    assert cluster.rings()["n1"] == IDS
+    assert not cluster.row("n1", "n4").routable
+    cluster.wait(3)
+    assert set(map(tuple, cluster.rings().values())) == {("n1", "n2", "n3", "n5")}
+    changes = cluster.change_counts()
+    cluster.etcd_returns()
+    cluster.wait(1.5)
+    assert cluster.change_counts() == changes, "it has its lease back, and stays out"
+    cluster.wait(3)
+    assert cluster.log("note registration-gone n4 evicted") > 0
+    assert cluster.change_counts() == changes
+
+
+def test_who_leaves_while_gossip_leads_is_out_at_once(cluster):
+    cluster.etcd_fails()
+    cluster.wait(5)
+    cluster.simulation.leave("n4")
+    cluster.wait(1)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n3", "n5"]
+
+
+def test_who_begins_anew_while_gossip_leads_keeps_its_place(cluster):
+    cluster.etcd_fails()
+    cluster.wait(5)
+    cluster.simulation.crash("n4")
+    cluster.wait(2)
+    cluster.simulation.start("n4")
+    cluster.wait(5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert len({cluster.node(node_id).view.digest for node_id in IDS}) == 1
+    cluster.etcd_returns()
+    cluster.wait(5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert set(cluster.authorities().values()) == {"both"}
+
+
+def test_a_minority_without_etcd_keeps_its_ring_and_refuses_strict_requests(cluster):
+    cluster.split("n4", "n5")
+    cluster.cut_from_etcd("n4", "n5")
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.lease_ttl + SETTINGS.gossip_evict_after)
+    assert cluster.rings()["n4"] == IDS
+    assert cluster.authorities()["n4"] == "none"
+    assert cluster.node("n4").readiness()
+    assert cluster.rings()["n1"] == ["n1", "n2", "n3"]
+    for number in range(20):
+        assert cluster.ask("n4", WriteRequest(b"key-%d" % number, b"v")).failure is Failure.UNAVAILABLE
+    cluster.heal()
+    cluster.wait(15)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert cluster.change_counts()["n4"] <= cluster.changes["n4"] + 3
+
+
+def test_a_split_with_etcd_at_the_minority_mends(cluster):
+    cluster.split("n4", "n5")
+    cluster.cut_from_etcd("n1", "n2", "n3")
+    cluster.wait(60)
+    assert cluster.rings()["n4"] == ["n4", "n5"]
+    assert cluster.rings()["n1"] == ["n1", "n2", "n3"]
+    assert cluster.authorities() == {"n1": "gossip", "n2": "gossip", "n3": "gossip", "n4": "both", "n5": "both"}
+    cluster.heal()
+    cluster.wait(SETTINGS.evict_after + 5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_etcd_wiped_while_it_was_away_takes_over_in_one_step(cluster):
+    cluster.etcd_fails()
+    cluster.wait(20)
+    cluster.simulation.etcd.wipe()
+    cluster.etcd_returns()
+    for _ in range(50):
+        cluster.wait(0.1)
+        assert set(map(tuple, cluster.rings().values())) == {tuple(IDS)}
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.no_ring_changed()
+
+
+# --- no view, no peers, no UDP ------------------------------------------------------------------------
+
+
+def test_a_cold_start_without_etcd_makes_a_provisional_ring_that_etcd_takes_over():
+    cluster = Cluster()
+    cluster.etcd_fails()
+    for node_id in IDS:
+        cluster.simulation.start(node_id)
+    cluster.wait(SETTINGS.bootstrap_after - 2)
+    assert cluster.rings()["n1"] == []
+    assert cluster.node("n1").readiness()
+    cluster.wait(4)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert set(cluster.authorities().values()) == {"gossip"}
+    assert cluster.node("n1").readiness() == ()
+    assert cluster.ask("n3", WriteRequest(b"key", b"value")).failure is None
+    changes = cluster.change_counts()
+    cluster.etcd_returns()
+    cluster.wait(5)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.change_counts() == changes
+
+
+def test_a_cold_start_waits_for_as_many_as_expected():
+    cluster = Cluster()
+    cluster.etcd_fails()
+    for node_id in IDS[:2]:
+        cluster.simulation.start(node_id)
+    cluster.wait(60)
+    assert cluster.rings() == {"n1": [], "n2": []}
+    cluster.simulation.start("n3")
+    cluster.wait(SETTINGS.bootstrap_after + 2)
+    assert cluster.rings() == dict.fromkeys(IDS[:3], IDS[:3])
+
+
+def test_a_committed_view_comes_before_a_provisional_one():
+    cluster = Cluster().started()
+    cluster.etcd_fails()
+    cluster.wait(5)
+    strangers = ("n6", "n7", "n8")
+    for one in strangers:
+        for other in IDS:
+            cluster.simulation.cuts[one, other] = cluster.simulation.cuts[other, one] = True
+        cluster.simulation.start(one)
+    cluster.wait(SETTINGS.bootstrap_after + 3)
+    assert cluster.rings()["n6"] == ["n6", "n7", "n8"]
+    cluster.heal()
+    cluster.wait(20)
+    assert cluster.rings()["n6"] == IDS
+    assert cluster.rings()["n1"] == IDS
+
+
+def test_who_reaches_etcd_and_hears_nobody_is_isolated_and_proposes_nothing(cluster):
+    cluster.split("n3")
+    cluster.wait(MACHINE_SILENT_S)
+    assert cluster.authorities()["n3"] == "none"
+    assert cluster.node("n3").readiness() in (
+        ("none of the other members can be heard",),
+        ("not in the ring yet",),
+    )
+    assert cluster.log("n3 note eviction-proposed") == 0
+    cluster.heal()
+    cluster.wait(12)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_blocked_udp_at_all_has_etcd_lead_and_changes_no_ring(cluster):
+    cluster.simulation.udp_blocked = dict.fromkeys(IDS, True)
+    cluster.wait(60)
+    assert set(cluster.authorities().values()) == {"etcd"}
+    assert cluster.no_ring_changed()
+    cluster.simulation.crash("n5")
+    cluster.wait(SETTINGS.lease_ttl + 3)
+    assert set(map(tuple, cluster.rings().values())) == {("n1", "n2", "n3", "n4")}
+    cluster.simulation.udp_blocked.clear()
+    cluster.wait(30)
+    assert set(cluster.authorities().values()) == {"both"}
+
+
+def test_blocked_udp_at_one_node_changes_no_ring(cluster):
+    cluster.simulation.udp_blocked = {"n2": True}
+    cluster.wait(60)
+    assert cluster.authorities() == {**dict.fromkeys(IDS, "both"), "n2": "etcd"}
+    assert cluster.no_ring_changed()
+
+
+# --- confirmed views ----------------------------------------------------------------------------------
+
+
+def test_a_node_that_stood_still_serves_nothing_before_its_view_is_confirmed():
+    cluster = Cluster(replicas=3).started()
+    keys = [b"key-%d" % number for number in range(30)]
+    for key in keys:
+        assert cluster.ask("n1", WriteRequest(key, b"old")).failure is None
+    cluster.simulation.pause("n3", 30.0)
+    cluster.wait(20)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    for key in keys:
+        assert cluster.ask("n1", WriteRequest(key, b"new")).failure is None
+        if cluster.simulation.now_s > cluster.simulation.nodes["n3"].resumes_s - 3:
+            break
+    written = keys[: keys.index(key) + 1]
+    assert len(written) > 1
+    cluster.simulation.run_until(cluster.simulation.nodes["n3"].resumes_s)
+    # Its own clients ask at the very moment it goes on, before anything else reached it.
+    asked = [(key, cluster.simulation.submit("n3", ReadRequest(key, quorum="1"))) for key in written]
+    assert not any(isinstance(result, Outcome) for _, result in asked), "they wait"
+    cluster.wait(3)
+    outcomes = [cluster.simulation.outcomes[result] for _, result in asked]
+    for outcome in outcomes:
+        stale = outcome.record is not None and outcome.record.endswith(b"old")
+        assert outcome.is_unconfirmed or not stale
+    cluster.wait(10)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_a_cut_off_minority_marks_what_it_reads(cluster):
+    key = b"key-1"
+    assert cluster.ask("n1", WriteRequest(key, b"value")).failure is None
+    cluster.split("n4", "n5")
+    cluster.cut_from_etcd("n4", "n5")
+    cluster.wait(60)
+    outcome = cluster.ask("n4", ReadRequest(key, quorum="1"))
+    assert outcome.is_unconfirmed or outcome.failure is Failure.UNAVAILABLE
+    assert cluster.ask("n4", ReadRequest(key)).failure is Failure.UNAVAILABLE
+
+
+def test_an_outage_of_etcd_stops_nobody(cluster):
+    cluster.etcd_fails()
+    for number in range(60):
+        cluster.wait(0.5)
+        key = b"key-%d" % number
+        assert cluster.ask(IDS[number % 5], WriteRequest(key, b"v")).failure is None
+        outcome = cluster.ask(IDS[(number + 1) % 5], ReadRequest(key, quorum="1"))
+        assert not outcome.is_unconfirmed

@@ -1,0 +1,94 @@
+"""Until when this node may take itself for an owner: a view is *confirmed*, or it is not acted on.
+
+A node that stood still, or was cut off, may own nothing any more without knowing it. So its view counts while one of
+two says that it is still right:
+
+- its lease, while its registration stands under it: the last acknowledged keep-alive, counted from the moment it was
+  *sent*;
+- a majority of the last view that showed the same ring digest within `confirm_max`, again counted from the question.
+
+A gap of more than half a lease without any event means that this node did not run: whatever was asked before it counts
+for nothing, since the answers may have waited as long; and etcd has to be compared with anew. The lease is the cheap
+way; only while it does not suffice is everybody asked for the digest, twice in each `confirm_max`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import inf
+
+from zephyr.config import Settings
+from zephyr.etcd.lease import EtcdMembership
+from zephyr.events import Effect
+from zephyr.gossip.swim import Swim
+from zephyr.model import Instant, NodeId
+
+
+class Confirmation:
+    """Whether this node's view is confirmed. Without etcd it always is: both sides of a split serve."""
+
+    def __init__(self, settings: Settings, etcd: EtcdMembership | None, swim: Swim, now: Instant) -> None:
+        self.until_s = inf if etcd is None else -inf
+        """Monotonic seconds until which the view is confirmed."""
+        self._settings = settings
+        self._etcd = etcd
+        self._swim = swim
+        self._gap_max_s = settings.lease_ttl / 2
+        self._floor_s = -inf
+        """What was asked earlier counts for nothing."""
+        self._event_s = now.monotonic_s
+        self._roll_s = inf
+
+    def deadline(self) -> float:
+        """Return the monotonic second at which everybody is to be asked."""
+        return self._roll_s
+
+    def stood_still(self, now: Instant) -> bool:
+        """Take note that this node runs, and whether it did not; call it with each event, before the event."""
+        gap_s, self._event_s = now.monotonic_s - self._event_s, now.monotonic_s
+        if self._etcd is None or gap_s <= self._gap_max_s:
+            return False
+        self._floor_s = now.monotonic_s
+        self._etcd.verify(now)
+        return True
+
+    def update(
+        self, voters: Collection[NodeId], owners: Collection[NodeId], digest: bytes, now: Instant
+    ) -> list[Effect]:
+        """Find out until when the view is confirmed. `voters`: the last view, whose majority decides."""
+        if self._etcd is None:
+            return []
+        if self._settings.id not in owners:
+            self.until_s, self._roll_s = -inf, inf
+            return []
+        pause_s = self._settings.confirm_max / 2
+        until_s = self._by_lease(self._etcd)
+        effects: list[Effect] = []
+        if until_s > now.monotonic_s + pause_s:
+            self._roll_s = inf
+        else:
+            until_s = max(until_s, self._by_majority(voters, digest, now))
+            if self._roll_s == inf or now.monotonic_s >= self._roll_s:
+                self._roll_s = now.monotonic_s + pause_s
+                effects = self._swim.call_roll(now)
+        self.until_s = min(until_s, now.monotonic_s + self._gap_max_s)
+        return effects
+
+    def _by_lease(self, etcd: EtcdMembership) -> float:
+        is_asked_since = min(etcd.lease_sent_s, etcd.verified_sent_s) >= self._floor_s
+        if not is_asked_since or not etcd.registered or etcd.lease_deadline_s is None:
+            return -inf
+        return etcd.lease_deadline_s
+
+    def _by_majority(self, voters: Collection[NodeId], digest: bytes, now: Instant) -> float:
+        records = self._swim.table.members
+        shown_s = sorted(
+            (records[item].ring_digest_s for item in voters if item in records and records[item].ring_digest == digest),
+            reverse=True,
+        )
+        others_needed = len(voters) // 2 + (self._settings.id not in voters)
+        if others_needed == 0:
+            return now.monotonic_s + self._settings.confirm_max
+        if len(shown_s) < others_needed or shown_s[others_needed - 1] < self._floor_s:
+            return -inf
+        return shown_s[others_needed - 1] + self._settings.confirm_max
