@@ -743,6 +743,17 @@ def test_an_earlier_life_that_runs_elsewhere_is_told_of_the_later_one_by_tcp():
     assert [address for address, _ in one.said(effects, Ack)] == [ELSEWHERE]
 
 
+@pytest.mark.parametrize("kind", [Suspect, Dead])
+def test_an_accusation_of_a_later_life_is_outdone_by_who_is_asked_in_its_place(kind):
+    one = One("a")
+    accusation = kind("me", EPOCH + 5, 0, "a")
+    one.hear("a", accusation)
+    one.hear("a", Ping(1, "somebody"), accusation)
+    assert one.swim.member.epoch == EPOCH, "that may be a namesake elsewhere"
+    one.hear("a", Ping(1, "me"), accusation)
+    assert one.swim.member.epoch == EPOCH + 6
+
+
 def test_an_earlier_namesake_is_ignored():
     one = One("a")
     assert one.hear("a", Alive(replace(NAMESAKE, epoch=EPOCH - 1), 0)) == []

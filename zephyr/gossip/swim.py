@@ -791,7 +791,7 @@ class Swim:
 
     def _on_suspect(self, message: Suspect, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
-            self._refute(message.epoch, message.incarnation, f"suspected by {message.accuser}", now)
+            self._refute(message.epoch, message.incarnation, f"suspected by {message.accuser}", now, packet)
             return
         record = self.table.members.get(message.id)
         if record is None or message.epoch != record.member.epoch:
@@ -864,7 +864,7 @@ class Swim:
 
     def _on_dead(self, message: Dead, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
-            self._refute(message.epoch, message.incarnation, f"called dead by {message.accuser}", now)
+            self._refute(message.epoch, message.incarnation, f"called dead by {message.accuser}", now, packet)
             return
         record = self.table.members.get(message.id)
         if record is None or record.live_index < 0 or message.epoch != record.member.epoch:
@@ -923,9 +923,21 @@ class Swim:
         self._remember(record, now)
         self._note(now, "member-left", message.id, "said goodbye")
 
-    def _refute(self, epoch: int, incarnation: int, accusation: str, now: Instant) -> None:
-        """Speak up against an accusation."""
-        if epoch != self.member.epoch or incarnation < self.incarnation or self._leaving:
+    def _refute(
+        self, epoch: int, incarnation: int, accusation: str, now: Instant, packet: Packet | None = None
+    ) -> None:
+        """Speak up against an accusation.
+
+        One of a later life that comes with a ping to this very socket is about this process: it began anew with its
+        clock set back. In an encrypted cluster it is not even heard before its epoch is above the former life's.
+        """
+        if self._leaving:
+            return
+        if epoch > self.member.epoch and packet is not None:
+            if any(type(message) is Ping and message.target == self.member.id for message in packet.messages):
+                self._renew(replace(self.member, epoch=epoch + 1), 0, now)
+            return
+        if epoch != self.member.epoch or incarnation < self.incarnation:
             return
         self.refutation_count += 1
         self._doubt(1)
