@@ -1,7 +1,7 @@
 """Whole nodes under random faults of etcd, network and processes: one seed is one run.
 
-Faults come for a minute, of every kind that `FAULTS` names, several at a time; then all of them end and every node is
-brought back. What must hold: each node's invariants after each of its events; equal rings wherever the same word of
+Faults come for a minute, of every kind that `RandomRun` knows, several at a time; then all of them end and every node
+is brought back. What must hold: each node's invariants after each of its events; equal rings wherever the same word of
 etcd makes them; a ring once seen is never empty; every value read was written; and `HEAL_MAX_S` after the last fault
 all nodes are registered, their rings are equal and contain all of them, and a value written through one node is read
 through each.
@@ -67,7 +67,14 @@ class RandomRun:
         self._check_reads()
 
     def _fault(self) -> None:
-        self.simulation.rng.choice(FAULTS)(self)
+        faults: list[Callable[[], None]] = [
+            self._crash, self._restart, self._leave, self._pause, self._split, self._cut_peers,
+            self._cut_one_way, self._block_udp, self._toggle_loss, self._toggle_etcd,
+            self._cut_from_etcd, self._cut_all_from_etcd, self._wipe_etcd, self._wipe_silently,
+            self._stick_watch, self._delay_watch, self._compact, self._elect, self._revoke_all,
+            self._delete_registration,
+        ]  # fmt: skip
+        self.simulation.rng.choice(faults)()
 
     def _pick(self) -> str | None:
         running = [node_id for node_id in self.ids if node_id in self.simulation.nodes]
@@ -91,21 +98,21 @@ class RandomRun:
         if self.simulation.now_s < FAULTS_S:
             self.simulation.at(self.simulation.now_s + SAMPLE_S, self._sample)
 
-    def crash(self) -> None:
+    def _crash(self) -> None:
         if node_id := self._pick():
             self.simulation.crash(node_id)
 
-    def restart(self) -> None:
+    def _restart(self) -> None:
         for node_id in self.ids:
             if node_id not in self.simulation.nodes:
                 self.simulation.start(node_id)
                 return
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         if node_id := self._pick():
             self.simulation.leave(node_id)
 
-    def toggle_etcd(self) -> None:
+    def _toggle_etcd(self) -> None:
         simulation = self.simulation
         simulation.etcd_up = not simulation.etcd_up
         simulation.record("etcd", "up" if simulation.etcd_up else "down")
@@ -114,40 +121,40 @@ class RandomRun:
         else:
             simulation.break_watches()
 
-    def wipe_etcd(self) -> None:
+    def _wipe_etcd(self) -> None:
         self.simulation.record("etcd", "wiped")
         self.simulation.etcd_up = False
         self.simulation.break_watches()
         self.simulation.etcd.wipe()
         self.simulation.etcd_up = True
 
-    def wipe_silently(self) -> None:
+    def _wipe_silently(self) -> None:
         """Lose everything without ending a stream, as behind a proxy: the watches stay, and tell nothing."""
         self.simulation.record("etcd", "wiped silently")
         streams = dict(self.simulation.etcd.watchers)
         self.simulation.etcd.wipe()
         self.simulation.etcd.watchers.update(streams)
 
-    def stick_watch(self) -> None:
+    def _stick_watch(self) -> None:
         """Let one node's watch fall silent without an end."""
         if node_id := self._pick():
             self.simulation.record(node_id, "watch stuck")
             self.simulation.etcd.watchers.pop(node_id, None)
 
-    def cut_from_etcd(self) -> None:
+    def _cut_from_etcd(self) -> None:
         if node_id := self._pick():
             if self.simulation.cut_from_etcd.pop(node_id, None) is None:
                 self.simulation.cut_from_etcd[node_id] = True
                 self.simulation.record(node_id, "cut from etcd")
             self.simulation.break_watches()
 
-    def cut_peers(self) -> None:
+    def _cut_peers(self) -> None:
         one, other = self._pick(), self._pick()
         if one and other and one != other:
             self.simulation.record(one, f"cut from {other}")
             self.simulation.cuts[one, other] = self.simulation.cuts[other, one] = True
 
-    def split(self) -> None:
+    def _split(self) -> None:
         """Cut the cluster in two, with etcd on either side, on both or on none."""
         simulation = self.simulation
         if simulation.cuts:
@@ -171,7 +178,7 @@ class RandomRun:
         simulation.record("network", f"{','.join(sorted(side))} cut from the rest; etcd reached by {reaches}")
         simulation.break_watches()
 
-    def cut_all_from_etcd(self) -> None:
+    def _cut_all_from_etcd(self) -> None:
         simulation = self.simulation
         if simulation.cut_from_etcd:
             simulation.cut_from_etcd.clear()
@@ -180,13 +187,13 @@ class RandomRun:
         simulation.record("etcd", f"unreachable for {len(simulation.cut_from_etcd)}")
         simulation.break_watches()
 
-    def cut_one_way(self) -> None:
+    def _cut_one_way(self) -> None:
         one, other = self._pick(), self._pick()
         if one and other and one != other:
             self.simulation.record(one, f"does not reach {other}")
             self.simulation.cuts[one, other] = True
 
-    def block_udp(self) -> None:
+    def _block_udp(self) -> None:
         """Block datagrams at one node or at all, or let them through again."""
         simulation = self.simulation
         if simulation.udp_blocked:
@@ -195,33 +202,33 @@ class RandomRun:
             simulation.udp_blocked = dict.fromkeys(simulation.rng.choice([[node_id], self.ids]), True)
         simulation.record("network", f"UDP blocked at {','.join(simulation.udp_blocked) or 'none'}")
 
-    def pause(self) -> None:
+    def _pause(self) -> None:
         if node_id := self._pick():
             left_s = FAULTS_S - self.simulation.now_s
             self.simulation.pause(node_id, min(left_s, self.simulation.rng.choice(PAUSES_S)))
 
-    def delay_watch(self) -> None:
+    def _delay_watch(self) -> None:
         if node_id := self._pick():
             self.simulation.record(node_id, "watch is late")
             self.simulation.nodes[node_id].etcd_line_s = self.simulation.now_s + WATCH_DELAY_S
 
-    def compact(self) -> None:
+    def _compact(self) -> None:
         self.simulation.record("etcd", "compacted")
         self.simulation.etcd.compact()
 
-    def elect(self) -> None:
+    def _elect(self) -> None:
         self.simulation.record("etcd", "a new leader renews all leases")
         self.simulation.etcd.elect(self.simulation.now_s)
 
-    def revoke_all(self) -> None:
+    def _revoke_all(self) -> None:
         self.simulation.record("etcd", "all leases revoked")
         self.simulation.etcd.revoke_all()
 
-    def toggle_loss(self) -> None:
+    def _toggle_loss(self) -> None:
         self.simulation.loss = 0.0 if self.simulation.loss else 0.05
         self.simulation.record("network", f"loss {self.simulation.loss}")
 
-    def delete_registration(self) -> None:
+    def _delete_registration(self) -> None:
         keys = sorted(key for key in self.simulation.etcd.pairs if b"/members/" in key)
         if keys:
             key = self.simulation.rng.choice(keys)
@@ -255,7 +262,7 @@ class RandomRun:
         simulation.udp_blocked.clear()
         simulation.cut_from_etcd.clear()
         if not simulation.etcd_up:
-            self.toggle_etcd()
+            self._toggle_etcd()
         for node_id in self.ids:
             running = simulation.nodes.get(node_id)
             if running is not None and (running.stopped or "leaving the cluster" in running.node.readiness()):
@@ -306,30 +313,6 @@ class RandomRun:
             if outcome.record is not None:
                 value = record_value(outcome.record)
                 assert value in self.written.get(key, []), f"{key!r} was read as {value!r}, which nobody wrote"
-
-
-FAULTS: tuple[Callable[[RandomRun], None], ...] = (
-    RandomRun.crash,
-    RandomRun.restart,
-    RandomRun.leave,
-    RandomRun.pause,
-    RandomRun.split,
-    RandomRun.cut_peers,
-    RandomRun.cut_one_way,
-    RandomRun.block_udp,
-    RandomRun.toggle_loss,
-    RandomRun.toggle_etcd,
-    RandomRun.cut_from_etcd,
-    RandomRun.cut_all_from_etcd,
-    RandomRun.wipe_etcd,
-    RandomRun.wipe_silently,
-    RandomRun.stick_watch,
-    RandomRun.delay_watch,
-    RandomRun.compact,
-    RandomRun.elect,
-    RandomRun.revoke_all,
-    RandomRun.delete_registration,
-)
 
 
 def log_digest(log: list[str]) -> str:

@@ -10,7 +10,7 @@ from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
 from zephyr.etcd.registration import EvictionMark
 from zephyr.events import DatagramReceived, EvictMember, SendDatagram
-from zephyr.gossip.messages import Dead, Left, Packet
+from zephyr.gossip.messages import Alive, Dead, Left, Packet
 from zephyr.gossip.swim import Swim
 from zephyr.model import Instant, Member, Registration
 
@@ -40,6 +40,7 @@ class Registry:
         self.etcd.wipe_count += wiped
 
     def view(self, second: float, connected: dict[str, bool] | None = None):
+        self.swim.heard_s = float("inf")  # Somebody always gives a sign.
         return self.reconciler.reconcile(connected or {}, at(second))[0]
 
     def row(self, node_id: str, second: float, connected: dict[str, bool] | None = None):
@@ -225,6 +226,7 @@ def granted(registry: Registry) -> Registry:
 
 
 def proposals(registry: Registry, second: float) -> list[EvictMember]:
+    registry.swim.heard_s = float("inf")
     _, effects = registry.reconciler.reconcile({}, at(second))
     return [effect for effect in effects if isinstance(effect, EvictMember)]
 
@@ -262,6 +264,16 @@ def test_who_left_by_gossips_word_is_proposed_at_once():
     registry = granted(heard("n2", "n3", "n4", "n5"))
     registry.swim.handle(said(Left("n5", 7, 0)), at(2))
     assert len(proposals(registry, 2)) == 1
+
+
+def test_who_hears_a_majority_again_gives_the_dead_their_time_anew():
+    registry = granted(heard("n2"))
+    dead(registry, "n3", "n4", "n5")
+    assert proposals(registry, 60) == []
+    registry.swim.handle(said(Alive(member("n3"), 1), Alive(member("n4"), 1)), at(61))
+    assert proposals(registry, 61) == [], "it may be dead by the word of a minority"
+    assert proposals(registry, 61 + SETTINGS.evict_after - 0.1) == []
+    assert len(proposals(registry, 61 + SETTINGS.evict_after)) == 1
 
 
 def test_a_minority_proposes_nothing():

@@ -51,6 +51,10 @@ ISOLATED_MIN = 3
 """From so many registered on, a node that hears none of the others doubts itself."""
 ISOLATED_AFTER_S = 5.0
 """Silence of all others, by UDP and TCP, after which it does: each of them asks after somebody every second."""
+ISOLATED_ASK_S = 2.5
+"""Silence after which it asks everybody, by UDP and TCP."""
+ISOLATED_ASK_AGAIN_S = 0.5
+"""How often it then asks, and looks whether somebody is heard."""
 VANISHED_AFTER_S = 0.001
 """A deadline just after a bound, since what lies on it still counts."""
 
@@ -99,6 +103,7 @@ class Reconciler:
         """Until when this node did not run, while it has not been registered since, for sure. Set by the node."""
         self.is_isolated = False
         """etcd is reached, and nobody else."""
+        self._asked_s = -inf
         self._authority: Authority = "none"
         self._authority_since_s = 0.0
         self._witness: dict[NodeId, tuple[EtcdWitness, float]] = {}
@@ -128,8 +133,11 @@ class Reconciler:
             effects += self._choose_lead(self.etcd, now)
             self._close_ring(connected, now)
             heard = [item for item in self.etcd.registrations if self._is_heard(item)]
-            effects += self.evictions.propose(self._gone(self.etcd, connected), heard, now)
+            self.evictions.count(heard, now)
+            gone = self._gone(self.etcd, connected, self.evictions.majority_since_s)
+            effects += self.evictions.propose(gone, heard, now)
             effects += self.evictions.allow_registration(now)
+        effects += self._look_for_others(self.etcd, now)
         authority = self._named_authority(now)
         if authority != self._authority:
             effects.append(_note(now, "authority", "", "authority", f"{self._authority} -> {authority}"))
@@ -377,7 +385,9 @@ class Reconciler:
 
     # --- evictions ------------------------------------------------------------------------------------
 
-    def _gone(self, etcd: EtcdMembership, connected: dict[NodeId, bool]) -> dict[NodeId, tuple[float, str]]:
+    def _gone(
+        self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float
+    ) -> dict[NodeId, tuple[float, str]]:
         """Return who of the registered may be evicted: id -> (from which second on, what gossip says)."""
         gone: dict[NodeId, tuple[float, str]] = {}
         for node_id, registration in sorted(etcd.registrations.items()):
@@ -386,7 +396,8 @@ class Reconciler:
                 gone[node_id] = (self._unknown_s[node_id] + self.settings.unknown_timeout, said)
             elif said in ("dead", "left") and record is not None:
                 is_at_once = said == "left" or self._is_removed(registration.member)
-                gone[node_id] = (record.since_s + (0.0 if is_at_once else self.settings.evict_after), said)
+                dead_s = max(record.since_s, majority_since_s) + self.settings.evict_after
+                gone[node_id] = (record.since_s if is_at_once else dead_s, said)
         gone.pop(self.settings.id, None)
         return gone
 
@@ -427,13 +438,24 @@ class Reconciler:
             return list(self.etcd.registrations)
         return list(self._base or self._standing)
 
-    def _find_isolation(self, now: Instant) -> bool:
-        """Whether etcd is reached and nobody of several others gives a sign: this node is the one that is cut off."""
-        etcd = self.etcd
+    def _look_for_others(self, etcd: EtcdMembership | None, now: Instant) -> list[Effect]:
+        """Find out whether etcd is reached and nobody of several others gives a sign: this node is the one cut off.
+
+        After a while of silence everybody is asked: those who doubt themselves ask rarely, and that is no isolation.
+        """
+        self.is_isolated = False
         if etcd is None or not etcd.reachable or len(etcd.registrations) < ISOLATED_MIN:
-            return False
+            return []
         is_met = any(item != self.settings.id and self._is_heard(item) for item in etcd.registrations)
-        return not is_met or not self._before(self.swim.heard_s + ISOLATED_AFTER_S, now)
+        heard_s = self.swim.heard_s if is_met else -inf
+        if self._before(heard_s + ISOLATED_ASK_S, now):
+            return []
+        self.is_isolated = not self._before(heard_s + ISOLATED_AFTER_S, now)
+        if self._before(self._asked_s + ISOLATED_ASK_AGAIN_S, now):
+            return []
+        self._asked_s = now.monotonic_s
+        self._before(self._asked_s + ISOLATED_ASK_AGAIN_S, now)
+        return self.swim.ask_for_a_sign(now)
 
     def _named_authority(self, now: Instant) -> Authority:
         """Name the witness that leads."""
@@ -452,10 +474,8 @@ class Reconciler:
     def _etcd_authority(self, now: Instant) -> Authority:
         etcd = self.etcd
         assert etcd is not None
-        self.is_isolated = False
         if not etcd.reachable:
             return "relayed" if now.monotonic_s < etcd.relayed_until_s else self._authority
-        self.is_isolated = self._find_isolation(now)
         if self.is_isolated:
             return "none"
         heard = [item for item in etcd.registrations if self._is_heard(item)]

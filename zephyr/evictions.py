@@ -36,6 +36,8 @@ class Evictions:
         self.swim = swim
         self._proposed_s: dict[NodeId, float] = {}
         """When this node last proposed whose eviction."""
+        self.majority_since_s = inf
+        """Since when this node hears more than half of the registered; infinity while it does not."""
         self._evicted_s: float | None = None
         """When this node saw that it was evicted; None while it is not."""
         self._roll_call_s = -inf
@@ -44,6 +46,16 @@ class Evictions:
     def deadline(self) -> float:
         """Return the monotonic second at which there is something to propose, or to look at."""
         return self._due_s
+
+    def count(self, heard: list[NodeId], now: Instant) -> None:
+        """Take note of which of the registered this node hears, itself included.
+
+        Whom it lost while it heard a minority may well live: the time to evict begins anew with the majority.
+        """
+        if 2 * len(heard) <= len(self.etcd.registrations):
+            self.majority_since_s = inf
+        elif self.majority_since_s == inf:
+            self.majority_since_s = now.monotonic_s
 
     def propose(self, gone: dict[NodeId, tuple[float, str]], heard: list[NodeId], now: Instant) -> list[Effect]:
         """Ask etcd to drop who may be evicted: id -> (from when on, why). `heard`: the registered that this node hears.
@@ -54,7 +66,7 @@ class Evictions:
         self._due_s = inf
         etcd, own = self.etcd, self.settings.id
         self._proposed_s = {item: at_s for item, at_s in self._proposed_s.items() if item in etcd.registrations}
-        if not etcd.reachable or own not in heard or 2 * len(heard) <= len(etcd.registrations):
+        if not etcd.reachable or own not in heard or self.majority_since_s == inf:
             return []
         turn_s = min(sorted(heard).index(own) * EVICT_TURN_S, EVICT_TURN_MAX_S)
         effects: list[Effect] = []

@@ -337,6 +337,18 @@ class Swim:
             self._send(record.member.gossip, self._ping(record, self._sequence))
         return self._flush()
 
+    def ask_for_a_sign(self, now: Instant) -> list[Effect]:
+        """Call the roll, and ask a few by TCP too: is there anybody at all? `heard_s` tells."""
+        for record in self.table.some(HELPERS):
+            self._sequence += 1
+            ping = encode_message(Ping(self._sequence, record.member.id))
+            self._open_stream(record.member.gossip, [ping], self.pace.probe_interval_s, self._on_sign)
+        return self.call_roll(now)
+
+    def _on_sign(self, packet: Packet | None, now: Instant) -> None:
+        if packet is not None and packet.sender in self.table.members:
+            self.heard_s = now.monotonic_s
+
     def leave(self, now: Instant) -> list[Effect]:
         """Say goodbye: final at once, for everyone who hears it."""
         if not self._leaving:
@@ -567,7 +579,7 @@ class Swim:
         acks = [item for item in packet.messages if type(item) is Ack and item.sequence == probe.sequence]
         if acks:
             probe.answered = True
-            self.heard_s = now.monotonic_s
+            self._on_sign(packet, now)
             self._show(probe.target, acks[0], packet, probe.sent_s)
             if not probe.target.is_udp_blocked:
                 self._set_udp_blocked(probe.target, blocked=True)
@@ -1044,6 +1056,7 @@ class Swim:
 
     def _on_stream(self, event: StreamReceived, now: Instant) -> None:
         packet = event.packet
+        self._on_sign(packet, now)
         self._hear(packet, now)
         for message in packet.messages:
             if type(message) is Sync:
