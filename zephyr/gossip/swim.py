@@ -278,7 +278,9 @@ class Swim:
 
     def handle(self, event: Any, now: Instant) -> list[Effect]:
         """Take in one event of `zephyr.events` that concerns gossip."""
-        self._notice_pause(now)
+        timers = self._timers
+        if timers and now.monotonic_s - timers[0][0] > PAUSE_S:  # Before the packets that waited are judged, too.
+            self._did_not_run(now.monotonic_s - timers[0][0])
         self._handlers[type(event)](event, now)
         return self._flush()
 
@@ -288,8 +290,9 @@ class Swim:
 
     def poll(self, now: Instant) -> list[Effect]:
         """Fire the timers that are due. Call it after the packets that wait have been handled."""
-        self._notice_pause(now)
         timers = self._timers
+        if timers and now.monotonic_s - timers[0][0] > PAUSE_S:
+            self._did_not_run(now.monotonic_s - timers[0][0])
         while timers and timers[0][0] <= now.monotonic_s:
             _, _, action, argument = heapq.heappop(timers)
             if argument is None:
@@ -421,12 +424,6 @@ class Swim:
 
     def _note(self, now: Instant, kind: str, member: NodeId, detail: str) -> None:
         self._effects.append(Note(TimelineEntry(now.unix_ms, kind, member, "gossip", detail)))
-
-    def _notice_pause(self, now: Instant) -> None:
-        """See whether this node stood still, before anything is judged by the clock: the packets that waited, too."""
-        timers = self._timers
-        if timers and now.monotonic_s - timers[0][0] > PAUSE_S:
-            self._did_not_run(now.monotonic_s - timers[0][0])
 
     def _did_not_run(self, gap_s: float) -> None:
         """This node itself stood still: nobody is to be judged by that time, and it doubts itself."""
@@ -625,7 +622,7 @@ class Swim:
         answer = [encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))]
         if record.state != "alive" and (self._lifeguard or record.state != "suspect"):
             answer.append(self._accusation(record))
-        self._answer(packet, source, answer, with_news=True)
+        self._send(source, answer, with_news=source == record.member.gossip)
 
     def _on_ack(self, message: Ack, packet: Packet, _source: Address, now: Instant) -> None:
         probe = self._probe

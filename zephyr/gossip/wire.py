@@ -652,8 +652,10 @@ class Envelope:
             self._epoch = epoch
             self._head = self._names + _pack(epoch)
         self._sequence += 1
-        sequence = _packed_sequence(self._sequence)
-        return b"".join((_ARRAY_HEADERS[_HEAD_FIELDS + len(messages)], self._head, sequence, *messages))
+        sequence = self._sequence
+        # Five bytes for each of the first 2^32 packets of a life, which are all that one key is good for.
+        packed = b"\xce" + sequence.to_bytes(4, "big") if sequence < 1 << 32 else _pack(sequence)
+        return b"".join((_ARRAY_HEADERS[_HEAD_FIELDS + len(messages)], self._head, packed, *messages))
 
     def _protected(self, kind: int, body: bytes) -> bytes:
         keyring = self.keyring
@@ -700,11 +702,6 @@ class Envelope:
         if self.keyring is not None and not self._window.admit(sender, epoch, sequence):
             raise WireError("replayed", f"packet {sequence} of {sender}")
         return sender, epoch
-
-
-def _packed_sequence(sequence: int) -> bytes:
-    """Return five bytes for each of the first 2^32 packets of a life, which are all that one key is good for."""
-    return b"\xce" + sequence.to_bytes(4, "big") if sequence < 1 << 32 else _pack(sequence)
 
 
 def _refused_header(data: bytes) -> WireError:
