@@ -168,13 +168,14 @@ def test_a_rhythm_much_faster_than_expected_is_learned() -> None:
     assert estimate.phi(now_s + 0.2 + 6 * SIGMA_MIN) > 8.0
 
 
-def test_another_expectation_moves_the_bounds_and_keeps_what_was_learned() -> None:
+def test_another_expectation_begins_anew_but_for_the_round_trip_and_the_last_packet() -> None:
     estimate, now_s = heard_with([1.0] * 50)
-    before = estimate._distribution_us()
+    estimate.answered(0.02)
     estimate.expect(20.0)
-    assert estimate._distribution_us() == (before[0], 20.0 * SIGMA_MIN * 1e6)
+    assert estimate.phi(now_s + 25.0) == pytest.approx(expected_phi(prior(20.0), 25.0, 20.0), abs=1e-6)
+    assert (estimate.last_s, estimate.rtt_s) == (now_s, 0.02)
     estimate.heard(now_s + 20.0 * BURST - 0.1)
-    assert len(estimate._samples_us) == PRIOR_SAMPLES + 50, "a burst, by what is expected now"
+    assert len(estimate._samples_us) == PRIOR_SAMPLES, "a burst, by what is expected now"
 
 
 def test_only_the_newest_samples_count() -> None:

@@ -759,6 +759,24 @@ def test_an_earlier_namesake_is_ignored():
     assert one.hear("a", Alive(replace(NAMESAKE, epoch=EPOCH - 1), 0)) == []
 
 
+def test_in_a_cluster_that_grew_nobody_is_overdue_by_the_rhythm_of_the_small_one():
+    one = One("a", "b")
+    for second in range(1, 30):
+        for address, ping in one.said(one.until(float(second)), Ping):
+            one.answer(address, ping)
+        one.hear("a", Nack(0))
+    one.hear("a", *(Alive(member(f"n{number}"), 0) for number in range(10)))
+    one.hear("a", *(Alive(member(f"m{number}"), 0) for number in range(10)))
+    record = one.swim.table.members["a"]
+    for second in range(30, 42):
+        for address, ping in one.said(one.until(float(second)), Ping):
+            if address != "a:2":
+                one.answer(address, ping)
+    assert one.swim.phi(record, at(one.now_s)) < PHI_PROBE
+    one.until(one.now_s + 60.0)
+    assert one.swim.phi(record, at(one.now_s)) > PHI_PROBE
+
+
 # --- seeds ----------------------------------------------------------------------------------------------
 
 

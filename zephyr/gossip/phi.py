@@ -71,18 +71,18 @@ class PhiEstimate:
         self.rtt_s = 0.0
         """The smoothed round trip; 0.0 before the first answer."""
         self._rtt_variation_s = -1.0  # no answer yet
+
+    def expect(self, interval_s: float) -> None:
+        """Change what is expected, as when the cluster has grown: the rhythm so far says nothing of the one to come."""
+        assert 0.0 < interval_s <= INTERVAL_S_MAX
+        self._interval_us = interval_s * 1e6
+        self._burst_s = BURST * interval_s
+        self._silence_max_s = SILENCE_MAX * interval_s
         early_us, late_us = (round(interval_s * 1e6 * (1.0 + side * PRIOR_SIGMA)) for side in (-1.0, 1.0))
         self._samples_us = array("Q", (early_us, late_us) * (PRIOR_SAMPLES // 2))
         self._oldest = 0
         self._sum_us = sum(self._samples_us)
         self._sum_square_us = sum(sample_us * sample_us for sample_us in self._samples_us)
-
-    def expect(self, interval_s: float) -> None:
-        """Change what is expected, as when the cluster has grown. What was learned stays; only the bounds change."""
-        assert 0.0 < interval_s <= INTERVAL_S_MAX
-        self._interval_us = interval_s * 1e6
-        self._burst_s = BURST * interval_s
-        self._silence_max_s = SILENCE_MAX * interval_s
 
     def heard(self, now_s: float) -> None:
         """Note a packet that came from the peer itself. Called once a packet, hence its plain form."""

@@ -209,12 +209,12 @@ class Swim:
         self._lifeguard = lifeguard
         self._room_bytes = packet_room_bytes(settings.cluster, member.id)
         self._plain_overhead_bytes = plain_overhead_bytes(settings.cluster, member.id)
-        self._stranger_room_bytes = 0
-        """What is left of the size of the packet that is being handled, for answers to who is not known."""
+        self._stranger_room_bytes = 0  # What is left of a packet's size for answers to who is not known.
         self._news = News()
         self._effects: list[Effect] = []
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
         self._serial = self._sequence = self._user_event_number = self._seed_failures = self._conflict_epoch = 0
+        self._phi_size = 0  # Of the cluster, by which phi expects packets.
         self._started = self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
@@ -521,6 +521,7 @@ class Swim:
         if self._probe is not None:
             self._judge(self._probe, now)
             self._probe = None
+        self._expect_by_size()
         interval_s = self.probe_interval_s
         self._at(now.monotonic_s + interval_s, self._probe_next)
         target = None if self._leaving else self.table.next_target(now.monotonic_s - self._paused_s)
@@ -963,6 +964,16 @@ class Swim:
         if record.phi_estimate is None:
             record.phi_estimate = PhiEstimate(self.pace.probe_interval_s * max(1.0, self.size / 2))
         return record.phi_estimate
+
+    def _expect_by_size(self) -> None:
+        """Where the cluster doubled or halved, every member is heard half or twice as often from now on."""
+        size = self.size
+        if size < 2 * self._phi_size and 2 * size > self._phi_size:
+            return
+        self._phi_size = size
+        for record in self.table.live:
+            if record.phi_estimate is not None:
+                record.phi_estimate.expect(self.pace.probe_interval_s * max(1.0, size / 2))
 
     def _add(self, member: Member, incarnation: int, now: Instant) -> None:
         record = Record(member, incarnation, now.monotonic_s)
