@@ -618,13 +618,18 @@ def test_a_stale_word_that_came_over_a_peer_connection_is_answered_at_its_sender
     assert ("a:2", Dead("a", EPOCH, 0, "me")) in one.said(one.hear("a", Alive(member("a"), 0), news=True), Dead)
 
 
+@pytest.mark.parametrize("keyring", ["", "keys"])
 @pytest.mark.parametrize("state", ["alive", "suspect", "dead"])
-def test_a_process_that_began_anew_with_an_earlier_clock_is_told_of_the_life_to_outdo(state):
-    one = One("a", "b")
+def test_a_process_that_began_anew_with_an_earlier_clock_is_told_of_the_life_to_outdo(state, keyring):
+    one = One("a", "b", gossip_keyring=keyring)
     if state != "alive":
         one.hear("b", (Dead if state == "dead" else Suspect)("a", EPOCH, 0, "b"))
     stale = Alive(member("a", EPOCH - 9), 0)
-    assert ("a:2", Alive(member("a"), 0)) in one.said(one.hear("a", stale, epoch=EPOCH - 9), Alive)
+    effects = one.hear("a", stale, epoch=EPOCH - 9)
+    if keyring:
+        assert ("a:2", Alive(member("a"), 0)) in one.said(effects, Alive)
+    else:
+        assert [effect.address for effect in effects if isinstance(effect, OpenStream)] == ["a:2"], "by a push-pull"
 
 
 def test_the_dead_are_asked_now_and_then_so_that_a_healed_partition_mends():

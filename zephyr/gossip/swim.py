@@ -461,14 +461,12 @@ class Swim:
         out: its address may be forged. Knowing a life's epoch is a proof of sorts, as is a key.
         """
         record = self.table.members.get(packet.sender)
-        is_known = record is not None and record.member.epoch == packet.epoch
-        is_at_home = record is not None and source in ("", record.member.gossip)
-        if is_at_home and record is not None:
-            source = record.member.gossip
+        home = record.member.gossip if record is not None else ""
+        source = source or home
         if not source:
             return
-        if is_known or is_at_home or self._settings.gossip_keyring:
-            self._send(source, messages, with_news=with_news and is_at_home)
+        if self._settings.gossip_keyring or (record is not None and record.member.epoch == packet.epoch):
+            self._send(source, messages, with_news=with_news and source == home)
             return
         size_bytes = self._plain_overhead_bytes
         fitting = []
@@ -601,10 +599,9 @@ class Swim:
         failed = FailedProbe(sent_unix_ms, probe.direct_timeout_s, helpers, nackers, probe.is_tcp_tried)
         self.certificates.probe_failed(target.member.id, failed)
 
-    def _tell_namesake(self, record: Record, source: Address, now: Instant) -> None:
-        """Tell an earlier life that runs elsewhere of the later one: by TCP, since its address may be forged."""
-        is_due = now.monotonic_s >= self._namesake_told_s + NAMESAKE_TOLD_S
-        if is_due and source != record.member.gossip and not self._settings.gossip_keyring:
+    def _tell_namesake(self, source: Address, now: Instant) -> None:
+        """Tell an earlier life of the later one that is known: by TCP, since its address may be forged."""
+        if now.monotonic_s >= self._namesake_told_s + NAMESAKE_TOLD_S and not self._settings.gossip_keyring:
             self._namesake_told_s = now.monotonic_s
             self._sync_with(source, now, NAMESAKE_TOLD_S)
 
@@ -617,7 +614,7 @@ class Swim:
             answer = [encode_message(Ack(message.sequence, b"", 0))]
             if record is not None and record.member.epoch > packet.epoch:
                 answer.append(self._alive(record))
-                self._tell_namesake(record, source, now)
+                self._tell_namesake(source, now)
             self._answer(packet, source, answer)
             return
         answer = [encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))]
@@ -737,7 +734,7 @@ class Swim:
         known = (record.member.epoch, record.incarnation)
         if order <= known or (record.state == "left" and member.epoch == record.member.epoch):
             if packet is not None and packet.sender == member.id:
-                self._answer_stale(record, member.epoch, packet, source)
+                self._answer_stale(record, member.epoch, packet, source, now)
             return
         is_new_life = member.epoch > record.member.epoch
         before = record.state
@@ -754,12 +751,13 @@ class Swim:
         elif before == "suspect":
             self._note(now, "member-refuted", member.id, f"incarnation {message.incarnation}")
 
-    def _answer_stale(self, record: Record, epoch: int, packet: Packet, source: Address) -> None:
+    def _answer_stale(self, record: Record, epoch: int, packet: Packet, source: Address, now: Instant) -> None:
         """Tell a member that says of itself what is out of date: of a later life, or what is held against this one.
 
         Else a process that began anew with a clock that went back, or missed an accusation, would stay dead.
         """
         if epoch < record.member.epoch and record.state != "left":
+            self._tell_namesake(source or record.member.gossip, now)
             self._answer(packet, source, [self._alive(record)])
         elif record.state != "alive":
             self._answer(packet, source, [self._accusation(record)], with_news=True)
