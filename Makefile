@@ -11,7 +11,7 @@ help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
 	@echo "make test      all tests"
 	@echo "make check     ruff, mypy --strict, import contracts"
-	@echo "make simulate  random runs in virtual time: SCENARIO=$(SCENARIO) SEEDS=500 NODES=10,100; also lifeguard, crash,"
+	@echo "make simulate  random runs in virtual time: SCENARIO=$(SCENARIO) SEEDS=2000 NODES=10,100; also lifeguard, crash,"
 	@echo "               container, silent, pause, partition, join, idle and plan"
 	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
 	@echo "make etcd-faults  what etcd can do to a cluster, row by row, with the figures of docs/etcd-faults.md"

@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "cluster": Plan(500, (5,)),
+    "cluster": Plan(2000, (5,)),
     "lifeguard": Plan(20, scenarios.LIFEGUARD_NODES),
     "crash": Plan(20, (10, 100, 1000)),
     "container": Plan(20, (10, 100)),

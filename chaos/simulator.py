@@ -25,6 +25,7 @@ from zephyr.events import (
     EtcdWatched,
     EtcdWatchEnded,
     Event,
+    EvictMember,
     GossipEffect,
     IdentityProbed,
     LeaveRequested,
@@ -249,6 +250,8 @@ class Simulation:
     def _call_etcd(self, simulated: SimulatedNode, effect: EtcdEffect) -> None:
         """Each way takes a latency; an etcd that cannot be reached fails the call at its deadline."""
         node_id, sent_s = simulated.node.settings.id, self.now_s
+        if isinstance(effect, EvictMember):
+            _check_proposal(simulated.node, effect)
         if isinstance(effect, WatchKeys):
             simulated.watch_id = effect.watch_id
             self.etcd.watchers.pop(node_id, None)
@@ -429,3 +432,16 @@ class Simulation:
             self._handle(simulated, IdentityProbed(address, member, "" if member else "refused"))
 
         self.at(self.now_s + 2 * self._latency_s(), answer)
+
+
+def _check_proposal(node: Node, effect: EvictMember) -> None:
+    """A minority proposes nothing, and nobody proposes whom gossip hears; an operator may."""
+    assert node.etcd is not None
+    states = {item: record.state for item, record in node.swim.table.members.items()}
+    states[node.settings.id] = "alive"
+    registered = list(node.etcd.registrations)
+    heard = sum(states.get(item) == "alive" for item in registered)
+    if b"operator" not in effect.mark:
+        assert 2 * heard > len(registered), f"{node.settings.id} proposes for a minority: {heard} of {len(registered)}"
+        subject = effect.key.rpartition(b"/")[2].decode()
+        assert states.get(subject) != "alive", f"{node.settings.id} proposes {subject}, which it hears"

@@ -446,8 +446,7 @@ class Reconciler:
         self.is_isolated = False
         if etcd is None or not etcd.reachable or len(etcd.registrations) < ISOLATED_MIN:
             return []
-        is_met = any(item != self.settings.id and self._is_heard(item) for item in etcd.registrations)
-        heard_s = self.swim.heard_s if is_met else -inf
+        heard_s = self.swim.heard_s
         if self._before(heard_s + ISOLATED_ASK_S, now):
             return []
         self.is_isolated = not self._before(heard_s + ISOLATED_AFTER_S, now)
@@ -512,6 +511,7 @@ class Reconciler:
         gossip = self._said(node_id, member)
         rule = self._rule(node_id, member, connected, now)
         verdict, reason = rule.verdict, rule.sentence.replace("{state}", member.state).replace("{gossip}", gossip)
+        reason = reason.replace("{gossip_grace}", f"{self.settings.gossip_evict_after:g} s")
         is_cut = rule.routed and node_id != self.settings.id and not connected.get(node_id, True)
         if is_cut:
             verdict = "unreachable" if verdict == "agree" else verdict

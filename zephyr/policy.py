@@ -53,7 +53,7 @@ class Rule(NamedTuple):
     """Sent requests: as an owner, or to coordinate where it owns nothing."""
     verdict: str
     sentence: str
-    """May name {state}, {gossip}, {gossip_age}, {etcd_age} (filled in by `MemberView.told`)."""
+    """May name {state}, {gossip} and {gossip_grace}, and {gossip_age} and {etcd_age}: see `MemberView.told`."""
 
     def fits(self, facts: Facts) -> bool:
         """Whether this rule speaks of such a member."""
@@ -103,18 +103,20 @@ POLICY = (
     Rule("held", "", True, "", True, True, "held",
          "etcd lost its registration {etcd_age} ago, gossip says {gossip}; the last ring is held until all register "
          "again"),
-    Rule("held", "registered|joining", False, "", False, True, "held",
+    Rule("held", "registered|joining", False, "alive|suspect|unknown", False, True, "held",
          "registered, and joins the ring when the held one is let go"),
     Rule("held", "", False, "alive", False, True, "unregistered",
          "gossip says alive, etcd has no registration; it may coordinate, and owns nothing"),
-    Rule("held", "", False, "", False, False, "agree",
+    Rule("held", "absent|lapsed", False, "", False, False, "agree",
          "gossip says {gossip}, and etcd has no registration"),
+    Rule("held", "", False, "", False, False, "gossip-first",
+         "gossip says {gossip}, etcd has it registered; owns nothing while the last ring is held"),
 
     Rule("gossip", "", True, "alive|suspect|unknown|overdue", True, True, "unconfirmed",
          "gossip says {gossip}, etcd cannot be reached by anyone heard; the last committed ring stands"),
     Rule("gossip", "", True, "dead|left", True, False, "gossip-first",
-         "gossip says {gossip} for {gossip_age}, etcd cannot be reached; leaves the ring when gossip has said so for "
-         "long, and most of the last ring is heard"),
+         "gossip says {gossip} for {gossip_age}, etcd cannot be reached; leaves the ring after {gossip_grace}, where "
+         "most of the last ring is heard"),
     Rule("gossip", "", False, "alive|suspect", False, True, "unconfirmed",
          "gossip says {gossip}, etcd cannot be reached; it may coordinate, and becomes an owner when etcd is back"),
     Rule("gossip", "", False, "", False, False, "gossip-first",
@@ -134,7 +136,7 @@ POLICY = (
     Rule("cold", "", True, "alive|suspect|unknown|overdue", True, True, "unconfirmed",
          "gossip says {gossip}, etcd was never reached by anyone heard; the ring is provisional"),
     Rule("cold", "", True, "", True, False, "gossip-first",
-         "gossip says {gossip} for {gossip_age}, etcd was never reached; leaves the provisional ring in a while"),
+         "gossip says {gossip} for {gossip_age}, etcd was never reached; leaves the ring after {gossip_grace}"),
     Rule("cold", "", False, "alive|suspect", False, True, "unconfirmed",
          "gossip says {gossip}, etcd was never reached by anyone heard; there is no ring yet"),
     Rule("cold", "", False, "", False, False, "gossip-first",
@@ -143,7 +145,7 @@ POLICY = (
     Rule("alone", "", True, "alive|suspect|unknown|overdue", True, True, "agree",
          "gossip says {gossip}; no etcd is configured"),
     Rule("alone", "", True, "", True, False, "gossip-first",
-         "gossip says {gossip} for {gossip_age}; leaves the ring when its grace is over"),
+         "gossip says {gossip} for {gossip_age}; leaves the ring after {gossip_grace}"),
     Rule("alone", "", False, "", False, False, "agree",
          "gossip says {gossip}; no etcd is configured"),
 )  # fmt: skip

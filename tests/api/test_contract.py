@@ -14,7 +14,7 @@ from zephyr.api import contract
 from zephyr.api.contract import Contract, RefusedError, Response, Target, parse_key, parse_target
 from zephyr.config import Settings
 from zephyr.model import Failure, Outcome, ReadRequest, WriteRequest
-from zephyr.store.record import pack_record
+from zephyr.store.record import HybridLogicalClock, pack_record
 
 CONTRACT = Contract(Settings(id="n1", replicas=3, value_max=1000))
 NOW_MS = 1_700_000_000_500
@@ -342,6 +342,16 @@ def test_a_value_may_be_as_large_as_the_setting_says_and_no_larger():
 
 
 # --- answers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_a_read_by_a_replica_that_is_not_sure_to_be_one_says_so(is_found):
+    record = pack_record(HybridLogicalClock("n1").stamp(1000), b"value") if is_found else None
+    response = CONTRACT.outcome_of_read(Outcome(record=record, is_unconfirmed=True), 2000)
+    assert response.status == (200 if is_found else 404)
+    assert header(response, b"X-Zephyr-Authority") == b"unconfirmed"
+    sure = CONTRACT.outcome_of_read(Outcome(record=record), 2000)
+    assert b"X-Zephyr-Authority" not in dict(sure.headers)
 
 
 def test_a_found_value_is_answered_with_all_that_a_cache_wants_to_know():

@@ -1,0 +1,114 @@
+"""Until when a node may take itself for an owner."""
+
+import random
+from dataclasses import replace
+from math import inf
+
+import pytest
+
+from zephyr.config import Settings
+from zephyr.confirmation import Confirmation
+from zephyr.etcd.lease import EtcdMembership
+from zephyr.events import SendDatagram
+from zephyr.gossip.swim import Swim
+from zephyr.model import Instant, Member, Registration
+
+SETTINGS = Settings(id="n1")
+DIGEST = b"the-ring"
+IDS = ["n1", "n2", "n3", "n4", "n5"]
+
+
+def at(second: float) -> Instant:
+    return Instant(second, 1_700_000_000_000 + int(second * 1000))
+
+
+def member(node_id: str) -> Member:
+    return Member(node_id, "a:1", "a:2", f"{node_id}:3", epoch=7)
+
+
+class One:
+    """One node of five, with a lease granted at second 1."""
+
+    def __init__(self) -> None:
+        self.etcd = EtcdMembership(SETTINGS, member("n1"), random.Random(1), at(0))
+        self.swim = Swim(SETTINGS, member("n1"), random.Random(1))
+        self.swim.assume([member(node_id) for node_id in IDS[1:]], at(0))
+        self.confirmation = Confirmation(SETTINGS, self.etcd, self.swim, at(0))
+        self.etcd.registrations = {item: Registration(member(item), 3, 77) for item in IDS}
+        self.etcd.lease_id, self.etcd.lease_sent_s, self.etcd.lease_deadline_s = 77, 1.0, 11.0
+        self.etcd.verified_sent_s = 1.0
+
+    def until(self, second: float, owners=tuple(IDS)) -> float:
+        self.effects = self.confirmation.update(IDS, owners, DIGEST, at(second))
+        return self.confirmation.until_s
+
+    def shown(self, sent_s: float, *ids: str, digest: bytes = DIGEST) -> None:
+        for node_id in ids:
+            record = self.swim.table.members[node_id]
+            record.ring_digest, record.ring_digest_s = digest, sent_s
+
+
+def test_a_lease_confirms_until_its_deadline_but_not_beyond_half_a_lease_without_an_event():
+    one = One()
+    assert one.until(2) == 2 + SETTINGS.lease_ttl / 2
+    assert one.until(8) == 11
+    assert one.effects == [], "nobody needs to be asked"
+
+
+def test_who_is_no_owner_is_confirmed_in_nothing():
+    assert One().until(2, owners=("n2", "n3")) == -inf
+
+
+def test_without_a_lease_a_majority_that_shows_the_same_ring_confirms():
+    one = One()
+    one.etcd.lease_deadline_s = None
+    assert one.until(2) == -inf
+    assert sum(isinstance(effect, SendDatagram) for effect in one.effects) == 4, "everybody is asked"
+    one.shown(2.0, "n2")
+    assert one.until(2.1) == -inf, "two of five"
+    one.shown(2.05, "n3")
+    assert one.until(2.1) == 2.0 + SETTINGS.confirm_max, "counted from the older question"
+    one.shown(2.05, "n3", digest=b"another!")
+    assert one.until(2.2) == -inf
+
+
+def test_everybody_is_asked_twice_in_each_confirm_max_and_no_more():
+    one = One()
+    one.etcd.lease_deadline_s = None
+    asked = [second / 10 for second in range(20, 60) if one.until(second / 10) is not None and one.effects]
+    assert len(asked) == 4
+    assert one.confirmation.deadline() == pytest.approx(6.0)
+
+
+def test_after_standing_still_nothing_counts_that_was_asked_before():
+    one = One()
+    assert not one.confirmation.stood_still(at(2))
+    one.shown(2.0, *IDS[1:])
+    assert one.confirmation.stood_still(at(2 + SETTINGS.lease_ttl / 2 + 0.1))
+    now_s = 7.2
+    assert one.until(now_s) == -inf, "neither the lease nor what the others showed"
+    one.etcd.lease_sent_s, one.etcd.lease_deadline_s = now_s, now_s + 10
+    assert one.until(now_s) == -inf, "it may have been evicted meanwhile"
+    one.etcd.verified_sent_s = now_s
+    assert one.until(now_s) == now_s + SETTINGS.lease_ttl / 2
+
+
+def test_a_new_lease_without_a_registration_under_it_confirms_nothing():
+    one = One()
+    one.etcd.lease_id = 78
+    assert one.until(2) == -inf
+
+
+def test_alone_in_its_view_a_node_is_its_own_majority():
+    one = One()
+    one.etcd.lease_deadline_s = None
+    one.confirmation.update(["n1"], ["n1"], DIGEST, at(2))
+    assert one.confirmation.until_s == 2 + SETTINGS.confirm_max
+
+
+def test_without_etcd_a_view_is_always_confirmed():
+    settings = replace(SETTINGS, etcd=())
+    confirmation = Confirmation(settings, None, Swim(settings, member("n1"), random.Random(1)), at(0))
+    assert not confirmation.stood_still(at(100))
+    assert confirmation.update(IDS, (), DIGEST, at(100)) == []
+    assert confirmation.until_s == inf
