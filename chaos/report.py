@@ -111,16 +111,20 @@ def seconds(value_s: float) -> str:
 
 def share(hits: int, count: int) -> str:
     """Write a share and its interval."""
+    return f"{hits}/{count} = {100 * hits / max(1, count):.1f} % {_interval(hits, count)}"
+
+
+def _interval(hits: int, count: int) -> str:
     low, high = wilson(hits, count)
-    return f"{hits}/{count} = {100 * hits / max(1, count):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _lifeguard_cells(cells: dict[Case, list[Result]]) -> Table:
-    """One row for each cell, its arms beside each other."""
+    """One row for each cell, its arms beside each other: runs with false deaths, and when half know."""
     arms = [arm for arm in LIFEGUARD_ARMS if _arm(cells, 0, arm)]
     columns = ["nodes", "loss", "starved"]
     for arm in arms:
-        columns += [f"{ARM_NAMES[arm]}: runs with false deaths", "half know p50 s"]
+        columns += [ARM_NAMES[arm], "p50 s"]
     rows: dict[tuple[int, float, float], list[str]] = {}
     for case in cells:
         rows.setdefault((case.nodes, case.loss, case.starved), [])
@@ -129,8 +133,9 @@ def _lifeguard_cells(cells: dict[Case, list[Result]]) -> Table:
         chosen = {case: cell for case, cell in cells.items() if (case.loss, case.starved) == (loss, starved)}
         for arm in arms:
             runs = _arm(chosen, nodes, arm)
-            texts += [share(_hits(runs), len(runs)), seconds(_median_s(runs))]
-    return Table("Lifeguard, cell by cell", tuple(columns), [tuple(texts) for texts in rows.values()])
+            texts += [f"{_hits(runs)}/{len(runs)} {_interval(_hits(runs), len(runs))} %", seconds(_median_s(runs))]
+    title = "Lifeguard, cell by cell: runs with false deaths, and until half know of the silent death"
+    return Table(title, tuple(columns), [tuple(texts) for texts in rows.values()])
 
 
 def _lifeguard(cells: dict[Case, list[Result]]) -> Table:
