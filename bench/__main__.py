@@ -15,14 +15,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import detection, eviction, http, memory, ring, store
+from bench import detection, eviction, http, idle, memory, ring, store
 from bench.report import Finding, print_table, update_document, write_json
 from bench.rows import NotMeasurableError, Row, selected
 
 DOCUMENT = Path("docs/performance.md")
-GROUPS = [module.__name__.rpartition(".")[2] for module in (http, ring, store, memory, eviction, detection)]
+GROUPS = [module.__name__.rpartition(".")[2] for module in (http, ring, store, memory, eviction, detection, idle)]
 """In the order of the table. Their import registers the rows."""
-ASKED_FOR = {"detection"}
+ASKED_FOR = {"detection", "idle"}
 """Groups that are no part of a full run."""
 
 
@@ -40,7 +40,7 @@ def _measure(row: Row, console: Console) -> Finding:
 
 @click.command()
 @click.option(
-    "--only", "names", multiple=True, help="A group (http, ring, store, memory, eviction, detection) or a row."
+    "--only", "names", multiple=True, help="A group (http, ring, store, memory, eviction, detection, idle) or a row."
 )
 @click.option("--json", "json_path", default="bench/results.json", show_default=True, type=click.Path(path_type=Path))
 @click.option("--document/--no-document", default=True, help="Update docs/performance.md after a full run.")

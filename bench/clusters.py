@@ -49,6 +49,8 @@ LOOK_S = 0.005
 """How often a wait looks. Stamps are taken when a line arrives, so this costs no precision."""
 VIEWS_PERIOD_S = 0.02
 VIEWS_TIMEOUT_S = 1.0
+OUR_CLUSTER = f"bench-{os.getpid()}"
+"""Its name: others on this machine have theirs."""
 ROOT = Path(__file__).resolve().parent.parent
 BASELINES = ROOT / ".venv-bench"
 """Where the baselines that are Python packages are installed: their dependencies are none of ours."""
@@ -191,6 +193,10 @@ class Zephyr(System):
 
     def command(self, place: Place, seeds: list[Place]) -> list[str]:
         """Return what starts a node."""
+        return self.joining(place, [seed.gossip for seed in seeds])
+
+    def joining(self, place: Place, seeds: list[str]) -> list[str]:
+        """Return what starts a node that asks these gossip addresses."""
         command = [sys.executable, "-m", "zephyr", "node", "--id", place.name, "--gossip", place.gossip]
         command += ["--peer", f"{place.host}:{place.peer_port}", "--http", f"{place.host}:{place.control_port}"]
         command += [
@@ -199,11 +205,11 @@ class Zephyr(System):
             "--etcd",
             "none",
             "--cluster",
-            f"bench-{os.getpid()}",
+            OUR_CLUSTER,
             "--log-format",
             "json",
         ]
-        return [*command, "--join", ",".join(seed.gossip for seed in seeds)]
+        return [*command, "--join", ",".join(seeds)]
 
     def read(self, line: str) -> tuple[State, str] | None:
         """Read its log: what gossip noted."""
@@ -352,6 +358,10 @@ class Cluster:
                 f"{self.system.name}: {len(self.names)} nodes did not find each other; {worst} said last: {said[-300:]}"
             )
 
+    def cpu_s(self) -> dict[str, float]:
+        """Return the CPU time that each node has used since it started."""
+        return {name: process_cpu_s(process.pid) for name, process in self._processes.items()}
+
     # --- what is done to them -----------------------------------------------------------------------
 
     def kill(self, name: str) -> float:
@@ -372,6 +382,12 @@ class Cluster:
         at_s = time.monotonic()
         process.send_signal(number)
         return at_s
+
+
+def process_cpu_s(pid: int) -> float:
+    """Return the CPU time of all threads of a process, to the microsecond where the kernel keeps it so."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def wait_until(condition: Callable[[], bool], max_s: float) -> bool:

@@ -3,6 +3,7 @@
     kill     kill -9 of one node, on loopback: until the first and until all others call it dead
     silent   all packets from and to one node are dropped, with no reset: the same
     stop     SIGSTOP of one node for 3 s, then SIGCONT: who is called dead, and when it is alive everywhere again
+    idle     nothing: what CPU that takes (`bench.idle`)
 
 Each repetition starts a new cluster, waits until all know all and for a random while longer, and hurts a
 random node. Systems take turns, repetition by repetition, so that a disturbance of the machine hits all of
@@ -31,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.clusters import SYSTEMS, Change, Cluster, Network, Place, loopback_places, wait_until
+from bench.idle import measure_idle
 from bench.rows import Measured, NotMeasurableError, row
 
 Mode: TypeAlias = Literal["kill", "silent", "stop"]
@@ -411,17 +413,22 @@ def table(mode: Mode, nodes: int, figures: dict[str, Figures]) -> Table:
 
 
 @click.command()
-@click.option("--mode", type=click.Choice(get_args(Mode)), default="kill", show_default=True)
+@click.option("--mode", type=click.Choice([*get_args(Mode), "idle"]), default="kill", show_default=True)
 @click.option("--nodes", type=click.IntRange(2, 200), default=5, show_default=True)
 @click.option("--repetitions", type=click.IntRange(1, 1000), default=REPETITIONS, show_default=True)
 @click.option("--system", "systems", type=click.Choice(list(SYSTEMS)), multiple=True, help="Default: all.")
 @click.option("--seed", default=SEED, show_default=True)
 @click.option("--views", is_flag=True, help="Poll /debug/views of our nodes, beside reading their log.")
-def main(mode: Mode, nodes: int, repetitions: int, systems: tuple[str, ...], seed: int, *, views: bool) -> None:
+def main(
+    mode: Mode | Literal["idle"], nodes: int, repetitions: int, systems: tuple[str, ...], seed: int, *, views: bool
+) -> None:
     """Measure how systems detect a failure, and show it."""
     # Ended from outside, it still stops what it started and removes its namespaces.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(128 + signal.SIGTERM))
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if mode == "idle":
+        console.print(f"idle, {nodes} nodes: {measure_idle(nodes).text()}")
+        return
     console.print(table(mode, nodes, measure(mode, nodes, systems or tuple(SYSTEMS), repetitions, seed, views=views)))
 
 

@@ -40,8 +40,8 @@ LIFEGUARD_LOSSES = (0.01, 0.03, 0.05)
 LIFEGUARD_STARVED = (0.01, 0.05, 0.10)
 LIFEGUARD_NODES = (50, 200)
 """The eighteen cells of membership.md."""
-LIFEGUARD_ARMS = ((True, True), (True, False), (False, False))
-"""(Lifeguard, kept connections): as it is, over UDP alone, and plain SWIM."""
+LIFEGUARD_ARMS = {"lifeguard": (True, True), "udp": (True, False), "swim": (False, False)}
+"""What is compared -> (Lifeguard, kept connections): as it is, Lifeguard over UDP alone, and plain SWIM."""
 
 DETECTION_MAX_S = 120.0
 PARTITION_S = 60.0
@@ -79,6 +79,8 @@ class Case:
     """Members keep connections: for news at once and for exit evidence. Neither is part of plain SWIM."""
     pause_s: float = 3.0
     refusing: bool = False
+    lasts_s: float = 0.0
+    """Go on at least until then, for what that costs."""
 
     def text(self) -> str:
         """Write it so that `parse_case` reads it."""
@@ -207,6 +209,9 @@ def _run_end(case: Case, log: LogKind, kind: CrashKind) -> Result:
 
     world.on_death = heard
     world.run_until(ended_s + DETECTION_MAX_S)
+    world.on_death = None
+    if world.now_s < case.lasts_s:
+        world.run_until(case.lasts_s)
     known = world.detection(victim.swim.member, ended_s, others)
     failure = "" if known.all_s < math.inf else f"not known to {','.join(missing)} after {DETECTION_MAX_S:.0f} s"
     if world.false_deaths:

@@ -16,6 +16,7 @@ WILSON_Z = 1.959964
 """Of a two-sided interval of 95 %."""
 SHARE_PREFIXES = ("false_deaths", "deaths_")
 """Counts that should be 0: what matters is the share of runs in which they are not."""
+ARM_NAMES = {"lifeguard": "Lifeguard", "udp": "Lifeguard, UDP alone", "swim": "SWIM"}
 LIFEGUARD_SHARE_MAX = 0.04
 LIFEGUARD_RATIO_LEAST = 15.0
 LIFEGUARD_SLOWER_MAX = 0.05
@@ -57,7 +58,7 @@ def tables(results: Iterable[Result]) -> list[Table]:
     scenario = next(iter(cells)).scenario
     found = [_table(scenario, cells)]
     if scenario == "lifeguard":
-        found.append(_lifeguard(cells))
+        found += [_lifeguard_cells(cells), _lifeguard(cells)]
     return found
 
 
@@ -110,8 +111,31 @@ def seconds(value_s: float) -> str:
 
 def share(hits: int, count: int) -> str:
     """Write a share and its interval."""
+    return f"{hits}/{count} = {100 * hits / max(1, count):.1f} % {_interval(hits, count)}"
+
+
+def _interval(hits: int, count: int) -> str:
     low, high = wilson(hits, count)
-    return f"{hits}/{count} = {100 * hits / max(1, count):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _lifeguard_cells(cells: dict[Case, list[Result]]) -> Table:
+    """One row for each cell, its arms beside each other: runs with false deaths, and when half know."""
+    arms = [arm for arm in LIFEGUARD_ARMS if _arm(cells, 0, arm)]
+    columns = ["nodes", "loss", "starved"]
+    for arm in arms:
+        columns += [ARM_NAMES[arm], "p50 s"]
+    rows: dict[tuple[int, float, float], list[str]] = {}
+    for case in cells:
+        rows.setdefault((case.nodes, case.loss, case.starved), [])
+    for (nodes, loss, starved), texts in rows.items():
+        texts += [str(nodes), f"{100 * loss:g} %", f"{100 * starved:g} %"]
+        chosen = {case: cell for case, cell in cells.items() if (case.loss, case.starved) == (loss, starved)}
+        for arm in arms:
+            runs = _arm(chosen, nodes, arm)
+            texts += [f"{_hits(runs)}/{len(runs)} {_interval(_hits(runs), len(runs))} %", seconds(_median_s(runs))]
+    title = "Lifeguard, cell by cell: runs with false deaths, and until half know of the silent death"
+    return Table(title, tuple(columns), [tuple(texts) for texts in rows.values()])
 
 
 def _lifeguard(cells: dict[Case, list[Result]]) -> Table:
@@ -119,32 +143,39 @@ def _lifeguard(cells: dict[Case, list[Result]]) -> Table:
     rows = []
     sizes = list(dict.fromkeys(case.nodes for case in cells))
     for nodes in [*sizes, 0] if len(sizes) > 1 else sizes:
-        arms = {arm: _arm(cells, nodes, arm) for arm in LIFEGUARD_ARMS}
-        plain = arms[LIFEGUARD_ARMS[-1]]
-        for arm, runs in arms.items():
-            hits = sum(result.values["false_deaths"] > 0 for result in runs)
-            median_s = percentile([result.values["half_s"] for result in runs], 0.5)
-            texts = ("", "", "")
-            if arm is not LIFEGUARD_ARMS[-1]:
-                texts = _goals(hits, len(runs), median_s, plain)
-            name = "SWIM" if not arm[0] else "Lifeguard" if arm[1] else "Lifeguard, UDP alone"
-            rows.append((str(nodes or "all"), name, share(hits, len(runs)), seconds(median_s), *texts))
+        plain = _arm(cells, nodes, "swim")
+        for arm, name in ARM_NAMES.items():
+            runs = _arm(cells, nodes, arm)
+            if runs:
+                goals = ("", "", "") if arm == "swim" or not plain else _goals(runs, plain)
+                found = share(_hits(runs), len(runs)), seconds(_median_s(runs))
+                rows.append((str(nodes or "all"), name, *found, *goals))
     columns = ("nodes", "protocol", "runs with false deaths", "half know p50 s", "times fewer", "slower", "goals met")
     return Table("Lifeguard against plain SWIM", columns, rows)
 
 
-def _arm(cells: dict[Case, list[Result]], nodes: int, arm: tuple[bool, bool]) -> list[Result]:
-    chosen = [cell for case, cell in cells.items() if nodes in (0, case.nodes)]
-    runs = [result for cell in chosen for result in cell if result.values]
-    return [result for result in runs if (result.case.lifeguard, result.case.connections) == arm]
+def _arm(cells: dict[Case, list[Result]], nodes: int, arm: str) -> list[Result]:
+    """Return the runs of one arm: of clusters of that size, or of any (0)."""
+    wanted = LIFEGUARD_ARMS[arm]
+    chosen = [
+        cell for case, cell in cells.items()
+        if nodes in (0, case.nodes) and (case.lifeguard, case.connections) == wanted
+    ]  # fmt: skip
+    return [result for cell in chosen for result in cell if result.values]
 
 
-def _goals(hits: int, count: int, median_s: float, plain: list[Result]) -> tuple[str, str, str]:
+def _hits(runs: list[Result]) -> int:
+    return sum(result.values["false_deaths"] > 0 for result in runs)
+
+
+def _median_s(runs: list[Result]) -> float:
+    return percentile([result.values["half_s"] for result in runs], 0.5)
+
+
+def _goals(runs: list[Result], plain: list[Result]) -> tuple[str, str, str]:
     """Return how many times fewer, how much slower, and whether that is good enough."""
-    plain_share = sum(result.values["false_deaths"] > 0 for result in plain) / max(1, len(plain))
-    plain_s = percentile([result.values["half_s"] for result in plain], 0.5)
-    found = hits / max(1, count)
-    ratio = plain_share / found if found else math.inf
-    slower = median_s / plain_s - 1
+    found = _hits(runs) / len(runs)
+    ratio = _hits(plain) / len(plain) / found if found else math.inf
+    slower = _median_s(runs) / _median_s(plain) - 1
     holds = found <= LIFEGUARD_SHARE_MAX and ratio >= LIFEGUARD_RATIO_LEAST and slower <= LIFEGUARD_SLOWER_MAX
     return f"{ratio:.1f}" if found else "all", f"{100 * slower:+.1f} %", "yes" if holds else "no"

@@ -14,7 +14,8 @@ import argparse
 import concurrent.futures
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -53,8 +54,10 @@ PLANS = {
 }
 
 
-def cases(scenario: str, seeds: int, nodes: Sequence[int], profile: str) -> list[Case]:
-    """Return every run of a scenario, cell by cell."""
+def cases(
+    scenario: str, seeds: int, nodes: Sequence[int], profile: str, arms: Iterable[str] = scenarios.LIFEGUARD_ARMS
+) -> list[Case]:
+    """Return every run of a scenario, cell by cell. `arms`: of `LIFEGUARD_ARMS`, for the scenario `lifeguard`."""
     cells = [Case(scenario, nodes=count, profile=profile) for count in nodes]
     if scenario == "lifeguard":
         cells = [
@@ -62,7 +65,7 @@ def cases(scenario: str, seeds: int, nodes: Sequence[int], profile: str) -> list
             for cell in cells
             for loss in scenarios.LIFEGUARD_LOSSES
             for starved in scenarios.LIFEGUARD_STARVED
-            for lifeguard, connections in scenarios.LIFEGUARD_ARMS
+            for lifeguard, connections in map(scenarios.LIFEGUARD_ARMS.__getitem__, arms)
         ]
     return [replace(cell, seed=seed) for cell in cells for seed in range(1, seeds + 1)]
 
@@ -118,7 +121,7 @@ def show(table: Table, *, markdown: bool) -> None:
 
 
 def replay(case: Case, *, log: bool) -> int:
-    """Play one run again: what it showed, and its event log on request."""
+    """Play one run again: what it showed, what it cost, and its event log on request."""
     if case.scenario == "cluster":
         run = RandomRun(case.seed, case.nodes)
         try:
@@ -128,11 +131,14 @@ def replay(case: Case, *, log: bool) -> int:
                 print("\n".join(run.simulation.log))
         print(f"seed {case.seed}: held; log {log_digest(run.simulation.log)}", file=sys.stderr)
         return 0
+    begun_s = time.process_time()
     result = scenarios.run_case(case, "lines" if log else "hash")
+    took_s = time.process_time() - begun_s
     if log:
         print("\n".join(result.log or []))
     for name, value in result.values.items():
         print(f"{name}: {value:.6g}", file=sys.stderr)
+    print(f"took {took_s:.1f} s of one core", file=sys.stderr)
     print(f"{case.text()}: {result.failure or 'held'}; log {result.digest}", file=sys.stderr)
     return 1 if result.failure else 0
 
@@ -144,6 +150,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="how many seeds of each cell, from 1 on")
     parser.add_argument("--nodes", help="how many nodes, or several numbers with commas between")
     parser.add_argument("--profile", choices=tuple(GOSSIP_PACES), default="lan", help="pace of gossip")
+    arms = ",".join(scenarios.LIFEGUARD_ARMS)
+    parser.add_argument("--arms", default=arms, help=f"what the scenario lifeguard compares (default {arms})")
     parser.add_argument("--seed", type=int, help="one seed only")
     parser.add_argument("--replay", help="one run, as a failure names it: SCENARIO,seed=...,nodes=...")
     parser.add_argument("--log", action="store_true", help="print the event log (with --seed or --replay)")
@@ -155,12 +163,14 @@ def main() -> int:
         one = scenarios.parse_case(arguments.replay) if arguments.replay else None
     except ValueError as error:
         parser.error(f"cannot read {error}")
+    if unknown := [arm for arm in arguments.arms.split(",") if arm not in scenarios.LIFEGUARD_ARMS]:
+        parser.error(f"no such arm: {unknown[0]!r}; there are {arms}")
     if one is None and arguments.seed is not None:
         one = Case(arguments.scenario, seed=arguments.seed, nodes=nodes[0], profile=arguments.profile)
     if one is not None:
         return replay(one, log=arguments.log)
     seeds = plan.seeds if arguments.seeds is None else arguments.seeds
-    results = play_all(cases(arguments.scenario, seeds, nodes, arguments.profile))
+    results = play_all(cases(arguments.scenario, seeds, nodes, arguments.profile, arguments.arms.split(",")))
     for table in tables(results):
         show(table, markdown=arguments.markdown)
     failed = [result for result in results if result.failure]

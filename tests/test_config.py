@@ -123,6 +123,9 @@ def test_what_is_no_duration_is_refused(text):
         ("cluster", "members", "--cluster: 'members' is not " + CLUSTER_EXPECTED),
         ("http", "8080", "--http: '8080' is not HOST:PORT"),
         ("http", "host:65536", "--http: 'host:65536' is not HOST:PORT"),
+        ("advertise", "a b", "--advertise: 'a b' is not an IP address or a host name, without a port"),
+        ("advertise", "host:1", "--advertise: 'host:1' is not an IP address or a host name, without a port"),
+        ("gossip_profile", "wan", "--gossip-profile: 'wan' is none of lan, local"),
         ("etcd", "a:1,b", "--etcd: 'a:1,b' is not HOST:PORT,... or none"),
         ("join", "a:1,b", "--join: 'a:1,b' is not HOST:PORT, dns:NAME:PORT or srv:NAME, with commas between, or none"),
         ("join", "srv:", "--join: 'srv:' is not HOST:PORT, dns:NAME:PORT or srv:NAME, with commas between, or none"),
@@ -141,6 +144,11 @@ def test_each_kind_says_in_one_line_what_it_expects(name, text, expected):
     with pytest.raises(ConfigError) as refused:
         parse_setting(name, text)
     assert str(refused.value) == expected
+
+
+@pytest.mark.parametrize("text", ["", "10.0.0.1", "fd00::1", "fe80::1%eth0", "zephyr_node-1.example"])
+def test_an_address_or_a_name_is_advertised(text):
+    assert parse_setting("advertise", text) == text
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,20 @@ def test_a_disagreement_is_a_verdict_that_is_none_of_consent(verdict):
     assert disagreements(changed) == (verdict != VERDICT_AGREED)
 
 
+def test_gossip_shows_what_its_bounds_turned_away_and_how_long_deaths_took():
+    metrics, node = Metrics(), a_node()
+    metrics.node = node
+    metrics.gossip_transport = lambda: {"send_errors": {"ENETUNREACH": 2}, "streams": {"refused": 3}}
+    node.swim._overflows["members"] += 4
+    node.swim.detections, node.swim.detections_s = 2, 0.7
+    found = samples(metrics)
+    assert found['zephyr_gossip_send_errors_total{cause="ENETUNREACH"}'] == 2
+    assert found['zephyr_gossip_streams_total{result="refused"}'] == 3
+    assert found['zephyr_gossip_overflows_total{bound="members"}'] == 4
+    assert (found["zephyr_detection_seconds_count"], found["zephyr_detection_seconds_sum"]) == (2, 0.7)
+    assert found["zephyr_gossip_other_rings"] == 0
+
+
 # --- what a scraper sees --------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ hands raw texts to `parse_setting`. Durations are float seconds inside the progr
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -30,10 +31,11 @@ MEMBERS_MAX = 200
 """Largest ring; a larger one is refused, since a ring's table is built from members x virtual nodes."""
 
 Kind = Literal[
-    "text", "id", "zone", "cluster", "address", "addresses", "seeds",
+    "text", "id", "zone", "cluster", "host", "address", "addresses", "seeds",
     "duration", "bytes", "count", "number", "quorum",
 ]  # fmt: skip
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h|d)?")
 _DURATION_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|KB|MB|GB)?", re.IGNORECASE)
@@ -77,7 +79,7 @@ class Settings:
     gossip: str = _setting("127.0.0.1:7946", "address", "Where gossip is served, by UDP and TCP.")
     peer: str = _setting("127.0.0.1:7846", "address", "Where peers are served.")
     advertise: str = _setting(
-        "", "text", "Host announced to the others. Default: the bound host, or the default route's when bound to all."
+        "", "host", "Host announced to the others. Default: the bound host, or the default route's when bound to all."
     )
     join: tuple[str, ...] = _setting(
         (), "seeds", "Gossip addresses of other nodes: HOST:PORT, dns:NAME:PORT or srv:NAME, with commas between."
@@ -284,6 +286,7 @@ _EXPECTED: dict[str, str] = {
     "id": "1 to 64 of the characters A-Z a-z 0-9 . _ -",
     "zone": "up to 64 of the characters A-Z a-z 0-9 . _ -",
     "cluster": f"1 to 64 of the characters A-Z a-z 0-9 . _ - and none of {', '.join(sorted(CLUSTER_NAMES_RESERVED))}",
+    "host": "an IP address or a host name, without a port",
     "address": "HOST:PORT",
     "addresses": "HOST:PORT,... or none",
     "seeds": "HOST:PORT, dns:NAME:PORT or srv:NAME, with commas between, or none",
@@ -297,6 +300,12 @@ _EXPECTED: dict[str, str] = {
 
 def _parse_address_text(text: str) -> str:
     parse_address(text)
+    return text
+
+
+def _parse_host(text: str) -> str:
+    if text and not _HOST_NAME.fullmatch(text):
+        ipaddress.ip_address(text)
     return text
 
 
@@ -366,6 +375,7 @@ _READ: dict[Kind, Callable[[str], Any]] = {
     "id": _parse_name,
     "zone": _parse_zone,
     "cluster": _parse_cluster,
+    "host": _parse_host,
     "address": _parse_address_text,
     "addresses": _parse_addresses,
     "seeds": _parse_seeds,

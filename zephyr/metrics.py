@@ -15,7 +15,13 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from zephyr import __version__
@@ -60,6 +66,8 @@ class Metrics(Collector):
         """What else the peer protocol counts: `served`, `connections`, `bytes`, `wire_errors`, each by its label."""
         self.gossip_totals: Callable[[], tuple[Mapping[tuple[str, str], int], Mapping[str, int]]] | None = None
         """What the gossip sockets count: messages by (type, direction), and dropped packets by cause."""
+        self.gossip_transport: Callable[[], Mapping[str, Mapping[str, int]]] | None = None
+        """What else they count: `send_errors` and `streams`, each by its label."""
         self.connections: Callable[[], int] | None = None
         """Clients' connections that are open."""
         self.hits = 0
@@ -127,6 +135,12 @@ class Metrics(Collector):
             yield from _peer_totals(self.peer_totals())
         if self.gossip_totals is not None:
             yield from _gossip_totals(*self.gossip_totals())
+        if self.gossip_transport is not None:
+            totals = self.gossip_transport()
+            text = "Gossip packets that could not be sent, by cause."
+            yield _labelled(CounterMetricFamily, "zephyr_gossip_send_errors", text, "cause", totals["send_errors"])
+            text = "Gossip streams: opened and answered, served, refused for being too many, cut for being late."
+            yield _labelled(CounterMetricFamily, "zephyr_gossip_streams", text, "result", totals["streams"])
         lag_s = self.event_loop_lag_s
         if lag_s is not None:
             text = "Worst lag of the event loop in the last ten seconds."
@@ -216,6 +230,15 @@ def _membership(node: Node) -> Iterator[Metric]:
     yield _labelled(GaugeMetricFamily, "zephyr_member_state", text, "state", shown)
     text = "Accusations that this node had to refute."
     yield CounterMetricFamily("zephyr_gossip_refutations", text, value=swim.refutation_count)
+    text = "What a bound of gossip turned away, by what was bounded."
+    yield _labelled(CounterMetricFamily, "zephyr_gossip_overflows", text, "bound", swim.overflows)
+    text = "Living members whose last ack named another ring than this node's."
+    other = sum(record.ring_digest not in (b"", swim.ring_digest) for record in swim.table.live)
+    yield GaugeMetricFamily("zephyr_gossip_other_rings", text, value=other)
+    text = "From the last sign of life of a member until this node called it dead."
+    yield SummaryMetricFamily(
+        "zephyr_detection_seconds", text, count_value=swim.detections, sum_value=swim.detections_s
+    )
 
 
 def _labelled(

@@ -28,7 +28,7 @@ import uvloop
 from zephyr import __version__
 from zephyr.api.http import HttpApi
 from zephyr.config import Settings, format_address, parse_address
-from zephyr.errors import ConfigError
+from zephyr.errors import ConfigError, WireError
 from zephyr.etcd.client import EtcdClient
 from zephyr.etcd.registration import Keyspace
 from zephyr.events import (
@@ -66,8 +66,9 @@ from zephyr.events import (
     TransactKey,
     WatchKeys,
 )
+from zephyr.gossip.messages import Alive
 from zephyr.gossip.udp import GossipHost, GossipTransport
-from zephyr.gossip.wire import Envelope, Keyring
+from zephyr.gossip.wire import Envelope, Keyring, encode_message
 from zephyr.metrics import Metrics
 from zephyr.model import Address, Instant, Member, Outcome, ReadRequest, WriteRequest
 from zephyr.node import Node
@@ -165,7 +166,9 @@ class Runtime:
         self.node = Node(settings, self._announcement(), self._rng, now())
         self.metrics.peer_results = self.peers.counters.results
         self.metrics.peer_totals = self.peers.counters.totals
-        self.metrics.gossip_totals = lambda: (self.gossip.counters.messages, self.gossip.counters.drops)
+        counters = self.gossip.counters
+        self.metrics.gossip_totals = lambda: (counters.messages, counters.drops)
+        self.metrics.gossip_transport = lambda: {"send_errors": counters.send_errors, "streams": counters.streams}
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         if settings.etcd:
             keyspace = Keyspace(settings.cluster)
@@ -185,9 +188,9 @@ class Runtime:
         self.dispatch(Started())
 
     def _announcement(self) -> Member:
-        """Say who this node is: its bound ports under the host that others can reach."""
+        """Say who this node is: its bound ports under the host that others can reach. Raises ConfigError."""
         settings = self.settings
-        return Member(
+        member = Member(
             id=settings.id,
             http=self._advertised(self.api.bound_address),
             gossip=self._advertised(self.gossip.address),
@@ -196,6 +199,11 @@ class Runtime:
             weight=settings.weight,
             zone=settings.zone,
         )
+        try:
+            encode_message(Alive(member, 0))
+        except WireError as error:
+            raise ConfigError(f"--id, --zone and --advertise: together too long, {error}") from None
+        return member
 
     def _advertised(self, bound: Address) -> Address:
         host, port = parse_address(bound)

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from zephyr.etcd.embedded import free_port
 
 KNOWN_MAX_S = 5.0
 """Until all others call an ended process dead: it takes a third of a second, a silent one takes longer than this."""
@@ -136,6 +139,52 @@ async def test_keys_are_rotated_under_a_live_cluster_without_a_member_lost(start
         metrics = (await cluster.request(node, "GET", "/metrics"))[1].decode()
         assert "zephyr_gossip_dropped_packets_total{" not in metrics
     assert deaths(cluster) == []
+
+
+async def test_of_two_processes_with_one_id_the_one_that_began_first_says_so_and_stops(start_cluster, tmp_path):
+    cluster = await start_cluster(3, "--log-format", "json", etcd=False)
+    first = cluster.nodes[0]
+    assert first.process is not None
+    http, peer, gossip = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    namesake = replace(first, http=http, peer=peer, gossip=gossip, log=tmp_path / "namesake.log", process=None)
+    cluster.nodes.append(namesake)
+    cluster.start(namesake)
+    assert await asyncio.to_thread(first.process.wait, 20) == 1
+    first.process = None
+    assert f"another live process has the id {first.id}, at {gossip}" in first.log.read_text()
+    await cluster.wait_rings(["n1", "n2", "n3"], 10)
+    assert deaths(cluster) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keyring", "says"),
+    [
+        (["--gossip-profile", "wan"], None, "--gossip-profile: 'wan' is none of lan, local"),
+        (["--gossip", "no-such-host.invalid:7946"], None, "--gossip: cannot listen at no-such-host.invalid:7946: "),
+        (["--peer", "no-such-host.invalid:7846"], None, "--peer: cannot listen at no-such-host.invalid:7846: "),
+        (["--gossip", "203.0.113.7:7946"], None, "--gossip: cannot listen at 203.0.113.7:7946: "),
+        (["--advertise", "a b"], None, "--advertise: 'a b' is not an IP address or a host name, without a port"),
+        (["--advertise", "h" * 200], None, "--id, --zone and --advertise: together too long, "),
+        ([], base64.b64encode(bytes(16)), "line 1: a key of 16 bytes, 32 expected"),
+        ([], b"no key", "line 1: not base64"),
+        ([], b"", "no key in it"),
+        ([], b"\xff\xfe", "it is not plain text"),
+        (["--gossip-keyring", "/nowhere/keys"], None, "cannot read /nowhere/keys: No such file or directory"),
+        (["--gossip-keyring", "/"], None, "cannot read /: Is a directory"),
+    ],
+)
+def test_a_node_with_an_unusable_setting_says_so_in_one_line_and_exits_with_64(tmp_path, arguments, keyring, says):
+    command = [sys.executable, "-m", "zephyr", "node", "--id", "n1", "--etcd", "none"]
+    for port in ("--http", "--peer", "--gossip"):
+        command += [port, "127.0.0.1:0"]
+    if keyring is not None:
+        (tmp_path / "keyring").write_bytes(keyring)
+        command += ["--gossip-keyring", str(tmp_path / "keyring")]
+    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (64, "")
+    assert ended.stderr.startswith("zephyr: --")
+    assert says in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 @contextlib.contextmanager

@@ -53,6 +53,7 @@ from zephyr.gossip.wire import (
     Keyring,
     ReplayWindow,
     encode_message,
+    plain_overhead_bytes,
 )
 from zephyr.model import Member
 
@@ -168,15 +169,16 @@ def packed(member: Member) -> bytes:
 def test_one_of_each_message_survives_the_round_trip_in_one_packet(keyring):
     sender, receiver = pair(keyring)
     packet = sender.seal([encode_message(message) for message in ONE_OF_EACH], EPOCH)
-    assert receiver.open(packet) == Packet("n1", EPOCH, ONE_OF_EACH)
+    assert receiver.open(packet) == Packet("n1", EPOCH, ONE_OF_EACH, len(packet))
 
 
 @given(message=messages, epoch=counts)
 def test_any_message_survives_the_round_trip(message, epoch):
     for keyring in (None, KEYRING):
         sender, receiver = pair(keyring)
-        opened = receiver.open(sender.seal([encode_message(message)], epoch))
-        assert opened == Packet("n1", epoch, (message,))
+        packet = sender.seal([encode_message(message)], epoch)
+        opened = receiver.open(packet)
+        assert opened == Packet("n1", epoch, (message,), len(packet))
         assert type(opened.messages[0]) is type(message), "tuples of two types may be equal"
 
 
@@ -194,7 +196,7 @@ def test_any_stream_survives_the_round_trip(sync, message, epoch):
     for keyring in (None, KEYRING):
         sender, receiver = pair(keyring)
         data = sender.seal_stream([encode_message(sync), encode_message(message)], epoch)
-        assert receiver.open_stream(data) == Packet("n1", epoch, (sync, message))
+        assert receiver.open_stream(data) == Packet("n1", epoch, (sync, message), len(data))
 
 
 def test_a_member_of_whole_weight_comes_back_with_a_float():
@@ -235,6 +237,17 @@ def test_the_overhead_is_an_upper_bound_that_the_longest_names_and_counts_reach(
     sender._sequence = COUNT_MAX - 1
     encoded = [encode_message(Nack(i)) for i in range(20)]
     assert len(sender.seal(encoded, COUNT_MAX)) == len(b"".join(encoded)) + sender.overhead_bytes
+
+
+@given(
+    asker=names, asked=names, sequence=st.integers(1, COUNT_MAX), sent=st.tuples(*[st.integers(0, (1 << 32) - 2)] * 2)
+)
+def test_an_answer_without_digest_is_never_longer_than_its_ping(asker, asked, sequence, sent):
+    one, two = (Envelope("dev", name, None, bytes) for name in (asker, asked))
+    one._sequence, two._sequence = sent
+    ping = one.seal([encode_message(Ping(sequence, asked))], EPOCH)
+    ack = encode_message(Ack(sequence, b"", 0))
+    assert len(two.seal([ack], EPOCH)) == plain_overhead_bytes("dev", asked) + len(ack) <= len(ping)
 
 
 @given(several=st.lists(messages, min_size=1, max_size=60), cluster=names, sender_id=names)
@@ -404,14 +417,15 @@ def test_a_node_hears_another_life_of_its_own_id_so_that_a_name_conflict_is_seen
     node, namesake = envelope("n1", keyring), envelope("n1", keyring)
     nack = [encode_message(Nack(1))]
     node.seal(nack, EPOCH)
-    assert node.open(namesake.seal(nack, EPOCH + 1)) == Packet("n1", EPOCH + 1, (Nack(1),))
+    packet = namesake.seal(nack, EPOCH + 1)
+    assert node.open(packet) == Packet("n1", EPOCH + 1, (Nack(1),), len(packet))
 
 
 @KEYRINGS
 def test_another_schema_version_is_refused_before_anything_else_is_read(keyring):
     receiver = envelope("n2", keyring)
     packet = plain_with([4, 1])
-    for version in (0, 2, 255):
+    for version in (0, SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, 255):
         assert cause_of(receiver.open, packet[:1] + bytes((version,)) + packet[2:]) == "version"
         assert cause_of(receiver.open_stream, packet[:1] + bytes((version,)) + packet[2:]) == "version"
 
@@ -451,8 +465,8 @@ def test_a_packet_with_a_bad_head_is_malformed(head):
         [4], [4, 1, 1], [4, -1], [4, COUNT_MAX + 1], [4, 1.0], [4, True], [4, None], [4, []], [4, {}],
         [1, 1], [1, 1, "n1", 1], [1, "n1", 1], [1, 1, ""], [1, 1, "a b"], [1, 1, b"n1"], [1, 1, "n" * 65],
         [1, True, "n1"], [1, 1, ["n1"]], [1, 1, {}],
-        [2, 1, b""], [2, 1, b"1234567", 0], [2, 1, "12345678", 0], [2, 1, None, 0], [2, 1, b"", -1],
-        [2, 1, b"", LAG_MS_MAX + 1], [2, 1, b"", 0.5], [2, 1, b"", True], [2, False, b"", 0],
+        [2, 1, None], [2, 1, b"1234567", 0], [2, 1, "12345678", 0], [2, 1, b"", 0], [2, 1, 0, 0], [2, 1, None, -1],
+        [2, 1, None, LAG_MS_MAX + 1], [2, 1, None, 0.5], [2, 1, None, True], [2, False, None, 0],
         [3, 1, MEMBER_FIELDS], [3, 1, "n1"], [3, True, member_bytes()],
         [5, member_bytes(), 1, 1], [5, member_bytes()], [5, member_bytes(), -1], [5, member_bytes(), True],
         [5, MEMBER_FIELDS, 1], [5, b"", 1], [5, None, 1], [5, {}, 1], [5, member_bytes().decode("latin-1"), 1],
@@ -563,7 +577,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_large(inflated_mib):
     data = plain(bomb + packer.flush(), 6)
     receiver = envelope("n2")
     assert cause_of(receiver.open_stream, data) == "oversized"
-    assert allocated_peak(lambda: receiver.open_stream(data)) < STREAM_BYTES_MAX / 2
+    assert allocated_peak(lambda: receiver.open_stream(data)) < MIB / 2
 
 
 def test_a_broken_compressed_body_is_malformed():
@@ -679,17 +693,20 @@ def test_arbitrary_bytes_allocate_no_more_than_a_mebibyte(data):
 
 @pytest.mark.parametrize(
     "filling",
-    [b"\xdd\x00\x00\x08\x00", b"\x9f" + b"\x91\x00" * 15, b"\xa2ab", b"\xcd\x01\x01", b"\xc4\x01a", b"\x80"],
-    ids=["claims", "small arrays", "texts", "numbers", "binaries", "maps"],
-)
-def test_no_malformed_stream_allocates_more_than_twice_its_bound(filling):
-    # A sync of as many fields as there may be, for the price of a mebibyte; then the same compressed to a few KiB.
+    [
+        b"\xdd\x00\x00\x08\x00", b"\x9f" + b"\x91\x00" * 15, b"\xa2ab", b"\xd9\x28" + b"a" * 40, b"\xcd\x01\x01",
+        b"\xc4\x01a", b"\xc4\x28" + bytes(40), b"\x80",
+    ],
+    ids=["claims", "small arrays", "texts", "longer texts", "numbers", "binaries", "longer binaries", "maps"],
+)  # fmt: skip
+def test_no_malformed_stream_allocates_more_than_a_mebibyte(filling):
+    # A sync of as many fields as there may be, in the longest stream; then the same compressed to a few KiB.
     head = b"\x95" + msgpack.packb(["dev", "n1", EPOCH, 1])[1:] + b"\xdc\x18\x02\x0b\xc2"
-    body = (head + filling * (MIB // len(filling)))[: MIB - 7]
+    body = (head + filling * (STREAM_BYTES_MAX // len(filling)))[: STREAM_BYTES_MAX - 7]
     receiver = envelope("n2")
     for data in (plain(body, 2), plain(zlib.compress(body), 6)):
         assert cause_of(receiver.open_stream, data) == "malformed"
-        assert allocated_peak(lambda data=data: receiver.open_stream(data)) < 2 * STREAM_BYTES_MAX
+        assert allocated_peak(lambda data=data: receiver.open_stream(data)) < MIB
 
 
 def test_what_is_remembered_of_checked_members_and_ids_is_bounded(monkeypatch):

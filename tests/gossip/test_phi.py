@@ -149,42 +149,6 @@ def test_a_constant_stream_does_not_make_the_usual_rhythm_look_overdue() -> None
     assert estimate.phi(now_s + 1.0) == pytest.approx(math.log10(2), abs=1e-3)
 
 
-def test_a_local_pause_is_no_silence_of_the_peer() -> None:
-    paused, now_s = heard_with([1.0] * 50)
-    usual = [paused.phi(now_s + silence_s) for silence_s in (0.5, 1.2)]
-    paused.local_pause(4.0)
-    paused.local_pause(1.0)
-    assert paused.phi(now_s + 3.0) == 0.0
-    assert [paused.phi(now_s + 5.0 + silence_s) for silence_s in (0.5, 1.2)] == pytest.approx(usual, abs=1e-6)
-
-
-def test_the_silence_around_a_local_pause_is_not_sampled() -> None:
-    paused, now_s = heard_with([1.0] * 50)
-    before = paused.phi(now_s + 1.3)
-    paused.local_pause(4.0)
-    now_s += 4.7
-    paused.heard(now_s)
-    assert paused.last_s == now_s
-    assert paused.phi(now_s + 1.3) == pytest.approx(before, abs=1e-6)
-    paused.heard(now_s + 3.0)
-    assert paused.phi(now_s + 3.0 + 1.3) < before, "the next silence is sampled again"
-
-
-def test_an_excuse_ends_with_the_next_packet_even_if_that_is_a_burst() -> None:
-    estimate, now_s = heard_with([1.0] * 50)
-    estimate.local_pause(0.04)
-    estimate.heard(now_s + 0.05)
-    assert estimate.phi(now_s + 0.05 + 1.0) == pytest.approx(math.log10(2), abs=1e-3)
-
-
-def test_a_pause_of_no_length_excuses_nothing() -> None:
-    estimate, now_s = heard_with([1.0] * 50)
-    before = estimate.phi(now_s + 2.0)
-    for gap_s in (0.0, -3.0):
-        estimate.local_pause(gap_s)
-    assert estimate.phi(now_s + 2.0) == before
-
-
 def test_an_outage_counts_as_a_bounded_silence() -> None:
     after_outage, _ = heard_with([1.0] * 50 + [100_000.0])
     bounded, _ = heard_with([1.0] * 50 + [float(SILENCE_MAX)])
@@ -204,13 +168,14 @@ def test_a_rhythm_much_faster_than_expected_is_learned() -> None:
     assert estimate.phi(now_s + 0.2 + 6 * SIGMA_MIN) > 8.0
 
 
-def test_another_expectation_moves_the_bounds_and_keeps_what_was_learned() -> None:
+def test_another_expectation_begins_anew_but_for_the_round_trip_and_the_last_packet() -> None:
     estimate, now_s = heard_with([1.0] * 50)
-    before = estimate._distribution_us()
+    estimate.answered(0.02)
     estimate.expect(20.0)
-    assert estimate._distribution_us() == (before[0], 20.0 * SIGMA_MIN * 1e6)
+    assert estimate.phi(now_s + 25.0) == pytest.approx(expected_phi(prior(20.0), 25.0, 20.0), abs=1e-6)
+    assert (estimate.last_s, estimate.rtt_s) == (now_s, 0.02)
     estimate.heard(now_s + 20.0 * BURST - 0.1)
-    assert len(estimate._samples_us) == PRIOR_SAMPLES + 50, "a burst, by what is expected now"
+    assert len(estimate._samples_us) == PRIOR_SAMPLES, "a burst, by what is expected now"
 
 
 def test_only_the_newest_samples_count() -> None:
@@ -278,9 +243,7 @@ def test_an_impossible_round_trip_is_ignored() -> None:
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["heard", "local_pause", "answered", "phi"]), FINITE | st.floats(0.0, 100.0)), max_size=60
-)
+STEPS = st.lists(st.tuples(st.sampled_from(["heard", "answered", "phi"]), FINITE | st.floats(0.0, 100.0)), max_size=60)
 
 
 @given(interval_s=st.floats(min_value=1e-9, max_value=INTERVAL_S_MAX), steps=STEPS, asked_s=FINITE)

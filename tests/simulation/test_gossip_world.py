@@ -37,6 +37,13 @@ def test_an_ended_process_is_known_to_all_within_half_a_second(scenario, nodes):
     assert values(f"{scenario},nodes={nodes}")["all_s"] < 0.5
 
 
+def test_a_run_goes_on_after_the_death_for_as_long_as_asked():
+    text = "crash,nodes=10,lasts_s=30.0"
+    assert values(text) == values("crash,nodes=10")
+    times_s = [float(line.split()[0]) for line in run_case(parse_case(text), "lines").log]
+    assert 29.0 < times_s[-1] <= 30.0
+
+
 def test_a_silent_death_is_known_within_its_bound():
     assert 4.0 < values("silent,nodes=10")["all_s"] < 2 * 9 + 1 + 24 + 2
 
@@ -217,7 +224,16 @@ def test_percentiles_are_values_that_occurred():
 
 def test_tables_tell_of_failures_and_compare_the_arms_of_lifeguard():
     runs = [run_case(case) for case in cases("lifeguard", 1, [5], "lan")[:3]]
-    first, second = tables(runs)
+    first, second, third = tables(runs)
     assert len(first.rows) == 3
-    assert [row[1] for row in second.rows] == ["Lifeguard", "Lifeguard, UDP alone", "SWIM"]
-    assert all(len(row) == len(table.columns) for table in (first, second) for row in table.rows)
+    assert [row[:3] for row in second.rows] == [("5", "1 %", "1 %")]
+    assert [row[1] for row in third.rows] == ["Lifeguard", "Lifeguard, UDP alone", "SWIM"]
+    assert all(len(row) == len(table.columns) for table in (first, second, third) for row in table.rows)
+
+
+def test_an_arm_of_lifeguard_may_be_left_out():
+    chosen = cases("lifeguard", 1, [5], "lan", ["lifeguard", "swim"])
+    assert len(chosen) == 18
+    _, by_cell, compared = tables(run_case(case) for case in chosen[:2])
+    assert len(by_cell.columns) == 3 + 2 * 2
+    assert [row[1] for row in compared.rows] == ["Lifeguard", "SWIM"]

@@ -126,3 +126,5 @@ class Packet(NamedTuple):
     epoch: int
     """Boot epoch of the sender."""
     messages: tuple[GossipMessage, ...]
+    size_bytes: int = 0
+    """Of the whole packet, as it came."""

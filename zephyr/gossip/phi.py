@@ -6,7 +6,8 @@ silence lasts longer than t. Phi 1 is wrong once in 10 times, phi 3 once in 1,00
 round trip as in RFC 6298, section 2, because the same code asks for both: when, and for how long, to probe.
 
 Decides nothing: phi starts probes, orders helpers and is shown to people, but it never declares death. Counts
-only what is handed to it: direct, authenticated packets. It knows no clock; all times are monotonic seconds.
+only what is handed to it: direct, authenticated packets. It knows no clock: all times are
+seconds in which this node itself ran, so that its own pause (`zephyr.gossip.swim`) is no silence of anybody.
 
 Invariants:
 - A silence is sampled exactly as phi measures it: from the last packet, whatever its kind, to the next one.
@@ -51,7 +52,6 @@ class PhiEstimate:
 
     __slots__ = (
         "_burst_s",
-        "_excused_s",
         "_interval_us",
         "_oldest",
         "_rtt_variation_s",
@@ -71,19 +71,18 @@ class PhiEstimate:
         self.rtt_s = 0.0
         """The smoothed round trip; 0.0 before the first answer."""
         self._rtt_variation_s = -1.0  # no answer yet
-        self._excused_s = 0.0
+
+    def expect(self, interval_s: float) -> None:
+        """Change what is expected, as when the cluster has grown: the rhythm so far says nothing of the one to come."""
+        assert 0.0 < interval_s <= INTERVAL_S_MAX
+        self._interval_us = interval_s * 1e6
+        self._burst_s = BURST * interval_s
+        self._silence_max_s = SILENCE_MAX * interval_s
         early_us, late_us = (round(interval_s * 1e6 * (1.0 + side * PRIOR_SIGMA)) for side in (-1.0, 1.0))
         self._samples_us = array("Q", (early_us, late_us) * (PRIOR_SAMPLES // 2))
         self._oldest = 0
         self._sum_us = sum(self._samples_us)
         self._sum_square_us = sum(sample_us * sample_us for sample_us in self._samples_us)
-
-    def expect(self, interval_s: float) -> None:
-        """Change what is expected, as when the cluster has grown. What was learned stays; only the bounds change."""
-        assert 0.0 < interval_s <= INTERVAL_S_MAX
-        self._interval_us = interval_s * 1e6
-        self._burst_s = BURST * interval_s
-        self._silence_max_s = SILENCE_MAX * interval_s
 
     def heard(self, now_s: float) -> None:
         """Note a packet that came from the peer itself. Called once a packet, hence its plain form."""
@@ -91,11 +90,9 @@ class PhiEstimate:
         if silence_s < self._burst_s:
             if silence_s > 0.0:
                 self.last_s = now_s
-                self._excused_s = 0.0
             return
-        if self.last_s == -math.inf or self._excused_s:
+        if self.last_s == -math.inf:
             self.last_s = now_s
-            self._excused_s = 0.0
             return
         self.last_s = now_s
         samples_us = self._samples_us
@@ -115,17 +112,9 @@ class PhiEstimate:
         self._sum_us += silence_us - gone_us
         self._sum_square_us += silence_us * silence_us - gone_us * gone_us
 
-    def local_pause(self, gap_s: float) -> None:
-        """Excuse a time in which this node itself did not run: it is no silence, and the silence around it no sample.
-
-        To be called before the packets that waited meanwhile are handed to `heard`.
-        """
-        if gap_s > 0.0:
-            self._excused_s += gap_s
-
     def phi(self, now_s: float) -> float:
         """Return how overdue the next packet is, 0 to `PHI_MAX`; 0.0 of a peer that was never heard."""
-        silence_s = now_s - self.last_s - self._excused_s
+        silence_s = now_s - self.last_s
         if self.last_s == -math.inf or not silence_s > 0.0:
             return 0.0
         mean_us, sigma_us = self._distribution_us()

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import inf, log2
@@ -73,7 +74,7 @@ from zephyr.gossip.news import News, retransmits
 from zephyr.gossip.phi import PhiEstimate
 from zephyr.gossip.suspicion import Suspicion, confirmations_expected, suspicion_min_s
 from zephyr.gossip.table import Record, Table
-from zephyr.gossip.wire import encode_message, packet_room_bytes
+from zephyr.gossip.wire import SYNC_BYTES_MAX, encode_message, packet_room_bytes, plain_overhead_bytes
 from zephyr.model import Address, Instant, Member, NodeId, TimelineEntry
 
 HELPERS = 3
@@ -102,12 +103,16 @@ USER_EVENTS_SEEN_MAX = 512
 
 SYNC_TIMEOUT_S = 10.0
 """For one push-pull: connecting, and half a megabyte each way on a slow line."""
+SYNC_TRIM = 0.9
+"""Share kept of the entries that fit on average where not all do: members' lengths differ."""
 CROWD = 64
 """From so much news on, which is six packets full, a push-pull each probe interval tells more than packets can."""
 SYNC_SCALE_MEMBERS = 32
 """Up to this many members the profile's push-pull interval holds; each doubling adds one interval."""
 DEAD_PING_INTERVAL_S = 5.0
 """One member that is thought dead is told so this often: if it lives it refutes, so a healed partition mends."""
+LEFT_PING_SHARE = 0.2
+"""Of these pings that go to members that left: they are not expected to live, but their addresses may be used again."""
 SEED_RETRY_FIRST_S = 0.25
 SEED_RETRY_MAX_S = 5.0
 """Pause between two attempts to join while alone, doubling from the first."""
@@ -130,6 +135,8 @@ LIFE_SETTLED_S = 1.0
 have ended the connection before it was heard of."""
 EXIT_OBSERVERS_MAX = 8
 """Witnesses counted of one exit: two are enough."""
+EXIT_TESTIMONY_S = 10.0
+"""So long another witness's word holds: what was seen much earlier was another fault, which its member survived."""
 EXIT_PING_REMEMBERED_S = 5.0
 """A late answer to such a ping still counts, since it takes back an accusation."""
 
@@ -137,6 +144,8 @@ LAG_DOUBT_S = 0.2
 """An event loop this late makes a node doubt itself: it is a fifth of a probe interval."""
 PAUSE_S = 0.5
 """A timer this late means that the node did not run: what waited meanwhile gets that time on top."""
+NAMESAKE_TOLD_S = 0.9
+"""At most one namesake is told of another in that time, and given it to answer: less than a connect's second try."""
 CONFLICT_TIMEOUT_S = 2.0
 """How long a process that claims this node's id has to answer before it counts as a memory."""
 CONFLICT_PAUSE_S = 3.0
@@ -146,10 +155,22 @@ CONFLICT_PAUSE_S = 3.0
 class Probe:
     """One round of asking after one member."""
 
-    __slots__ = ("answered", "direct_timeout_s", "helpers", "is_tcp_tried", "nackers", "sent_s", "sequence", "target")
+    __slots__ = (
+        "answered",
+        "direct_timeout_s",
+        "epoch",
+        "helpers",
+        "is_tcp_tried",
+        "nackers",
+        "sent_s",
+        "sequence",
+        "target",
+    )
 
     def __init__(self, target: Record, sequence: int, sent_s: float) -> None:
         self.target = target
+        self.epoch = target.member.epoch
+        """Which life was asked: a silent one says nothing of the next."""
         self.sequence = sequence
         self.sent_s = sent_s
         self.answered = False
@@ -179,17 +200,21 @@ class Swim:
         self.change_count = 0
         """Grows with every change of what this node believes of somebody."""
         self.refutation_count = 0
-        self.relays_dropped_count = 0
+        self._overflows: Counter[str] = Counter()
+        self.detections, self.detections_s = 0, 0.0
+        """Deaths learned of, and together the time that had passed since each was last heard."""
         self.pace = GOSSIP_PACES[settings.gossip_profile]
         self._settings = settings
         self._rng = rng
         self._lifeguard = lifeguard
         self._room_bytes = packet_room_bytes(settings.cluster, member.id)
+        self._plain_overhead_bytes = plain_overhead_bytes(settings.cluster, member.id)
+        self._stranger_room_bytes = 0  # What is left of a packet's size for answers to who is not known.
         self._news = News()
         self._effects: list[Effect] = []
         self._timers: list[tuple[float, int, Callable[..., None], Any]] = []
-        self._serial = 0
-        self._sequence = 0
+        self._serial = self._sequence = self._user_event_number = self._seed_failures = self._conflict_epoch = 0
+        self._phi_size = 0  # Of the cluster, by which phi expects packets.
         self._started = self._leaving = False
         self._paused_s = 0.0
         """Time in which this node did not run: phi counts without it."""
@@ -200,14 +225,10 @@ class Swim:
         self._roll: dict[int, tuple[NodeId, float]] = {}
         """Pings of the last roll call: sequence -> (who was asked, when)."""
         self._streams: dict[int, Callable[[Packet | None, Instant], None]] = {}
-        self._gossip_armed = self._introducing = False
-        self._lag_doubt_s = -inf
-        self._seed_addresses: tuple[Address, ...] = ()
-        self._seed_failures, self._resolving = 0, False
+        self._gossip_armed = self._resolving = self._introducing = False
         self._introduced: tuple[Member, ...] = ()
-        self._conflict_epoch, self._conflict_since_s = 0, -inf
-        self._exit_refuted_s = self._crowd_sync_s = -inf
-        self._user_event_number = 0
+        self._exit_refuted_s = self._crowd_sync_s = self._lag_doubt_s = self._namesake_told_s = -inf
+        self._conflict_since_s = -inf
         self._user_events_seen: dict[tuple[NodeId, int, int], None] = {}
         self._encoded_self = b""
         self._sync_cache: tuple[int, bytes] = (-1, b"")
@@ -233,10 +254,10 @@ class Swim:
             Ack: self._on_ack,
             PingRequest: self._on_ping_request,
             Nack: self._on_nack,
-            Alive: lambda message, packet, source, now: self._on_alive(message, packet.sender, source, now),
-            Suspect: lambda message, _packet, source, now: self._on_suspect(message, now, source),
-            Exit: lambda message, _packet, _source, now: self._on_exit(message, now),
-            Dead: lambda message, _packet, source, now: self._on_dead(message, now, source),
+            Alive: lambda message, packet, source, now: self._on_alive(message, now, packet, source),
+            Suspect: lambda message, packet, source, now: self._on_suspect(message, now, packet, source),
+            Exit: lambda message, packet, _source, now: self._on_exit(message, packet, now),
+            Dead: lambda message, packet, source, now: self._on_dead(message, now, packet, source),
             Left: lambda message, _packet, _source, now: self._on_left(message, now),
             UserEvent: self._on_user_event,
             Sync: lambda _message, _packet, _source, _now: None,  # Only over streams.
@@ -257,6 +278,9 @@ class Swim:
 
     def handle(self, event: Any, now: Instant) -> list[Effect]:
         """Take in one event of `zephyr.events` that concerns gossip."""
+        timers = self._timers
+        if timers and now.monotonic_s - timers[0][0] > PAUSE_S:  # Before the packets that waited are judged, too.
+            self._did_not_run(now.monotonic_s - timers[0][0])
         self._handlers[type(event)](event, now)
         return self._flush()
 
@@ -366,6 +390,11 @@ class Swim:
         return len(self.table.live) + 1
 
     @property
+    def overflows(self) -> Counter[str]:
+        """What a bound of this machine turned away, by what was bounded; a copy."""
+        return self._overflows + Counter(news=self._news.dropped_count)
+
+    @property
     def is_leaving(self) -> bool:
         """Whether this node said goodbye."""
         return self._leaving
@@ -425,6 +454,30 @@ class Swim:
         if messages:
             self._effects.append(SendDatagram(address, tuple(messages)))
 
+    def _answer(self, packet: Packet, source: Address, messages: list[bytes], *, with_news: bool = False) -> None:
+        """Send an answer to where a packet came from; over a peer connection it came from its sender's own address.
+
+        Whoever is not known, in the life that it claims, gets no more bytes than it sent, and what does not fit is left
+        out: its address may be forged. Knowing a life's epoch is a proof of sorts, as is a key.
+        """
+        record = self.table.members.get(packet.sender)
+        home = record.member.gossip if record is not None else ""
+        source = source or home
+        if not source:
+            return
+        if self._settings.gossip_keyring or (record is not None and record.member.epoch == packet.epoch):
+            self._send(source, messages, with_news=with_news and source == home)
+            return
+        size_bytes = self._plain_overhead_bytes
+        fitting = []
+        for message in messages:
+            if size_bytes + len(message) <= self._stranger_room_bytes:
+                fitting.append(message)
+                size_bytes += len(message)
+        if fitting:  # All answers to one packet share its size.
+            self._stranger_room_bytes -= size_bytes
+            self._send(source, fitting, with_news=False)
+
     def _spread(self, subject: str, message: bytes, now: Instant, *, at_once: bool = False) -> None:
         """Tell everyone in time; `at_once`: by the open peer connections too."""
         self._news.put(subject, message)
@@ -466,6 +519,7 @@ class Swim:
         if self._probe is not None:
             self._judge(self._probe, now)
             self._probe = None
+        self._expect_by_size()
         interval_s = self.probe_interval_s
         self._at(now.monotonic_s + interval_s, self._probe_next)
         target = None if self._leaving else self.table.next_target(now.monotonic_s - self._paused_s)
@@ -512,8 +566,8 @@ class Swim:
             probe.helpers[record.member.id] = None
             self._send(record.member.gossip, [request])
         left_s = probe.sent_s + self.probe_interval_s - now.monotonic_s
-        ping = encode_message(Ping(probe.sequence, target.id))
-        self._open_stream(target.gossip, [ping], left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at))
+        ping = self._ping(probe.target, probe.sequence)
+        self._open_stream(target.gossip, ping, left_s, lambda packet, at: self._on_tcp_ack(probe, packet, at))
 
     def _on_tcp_ack(self, probe: Probe, packet: Packet | None, now: Instant) -> None:
         if packet is None or packet.sender != probe.target.member.id or probe.answered:
@@ -535,6 +589,8 @@ class Swim:
             return
         if target.live_index < 0 or self.table.members.get(target.member.id) is not target:
             return
+        if target.member.epoch != probe.epoch:
+            return
         self._doubt(len(probe.helpers) - len(probe.nackers) if probe.helpers else 1)
         me = self.member.id
         self._on_suspect(Suspect(target.member.id, target.member.epoch, target.incarnation, me), now)
@@ -543,20 +599,27 @@ class Swim:
         failed = FailedProbe(sent_unix_ms, probe.direct_timeout_s, helpers, nackers, probe.is_tcp_tried)
         self.certificates.probe_failed(target.member.id, failed)
 
-    def _on_ping(self, message: Ping, packet: Packet, source: Address, _now: Instant) -> None:
-        """Answer; who is unknown here gets no more than it sent, since its address may be forged."""
+    def _tell_namesake(self, source: Address, now: Instant) -> None:
+        """Tell an earlier life of the later one that is known: by TCP, since its address may be forged."""
+        if now.monotonic_s >= self._namesake_told_s + NAMESAKE_TOLD_S and not self._settings.gossip_keyring:
+            self._namesake_told_s = now.monotonic_s
+            self._sync_with(source, now, NAMESAKE_TOLD_S)
+
+    def _on_ping(self, message: Ping, packet: Packet, source: Address, now: Instant) -> None:
+        """Answer, with what is held against the sender."""
         if message.target != self.member.id or not source:
             return
         record = self.table.members.get(packet.sender)
-        if record is None:
-            self._send(source, [encode_message(Ack(message.sequence, b"", 0))], with_news=False)
+        if record is None or record.member.epoch != packet.epoch:  # A stranger: no more than this may fit.
+            answer = [encode_message(Ack(message.sequence, b"", 0))]
+            if record is not None and record.member.epoch > packet.epoch:
+                answer.append(self._alive(record))
+                self._tell_namesake(source, now)
+            self._answer(packet, source, answer)
             return
         answer = [encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))]
-        if record.member.epoch == packet.epoch and record.state != "alive":
-            if self._lifeguard or record.state != "suspect":
-                answer.append(self._accusation(record))
-        elif packet.epoch < record.member.epoch:
-            answer.append(self._alive(record))
+        if record.state != "alive" and (self._lifeguard or record.state != "suspect"):
+            answer.append(self._accusation(record))
         self._send(source, answer, with_news=source == record.member.gossip)
 
     def _on_ack(self, message: Ack, packet: Packet, _source: Address, now: Instant) -> None:
@@ -601,14 +664,20 @@ class Swim:
     # --- probing for others -------------------------------------------------------------------------
 
     def _on_ping_request(self, message: PingRequest, packet: Packet, source: Address, now: Instant) -> None:
-        if packet.sender not in self.table.members or not source or self._leaving:
+        record = self.table.members.get(packet.sender)
+        if record is None or record.member.epoch != packet.epoch or not source or self._leaving:
             return
         if len(self._relays) >= RELAYS_MAX:
-            self.relays_dropped_count += 1
+            self._overflows["ping-requests"] += 1
             return
         self._sequence += 1
         self._relays[self._sequence] = (source, message.sequence, message.target.id)
-        self._send(message.target.gossip, [encode_message(Ping(self._sequence, message.target.id))])
+        target = self.table.members.get(message.target.id)
+        if target is not None and target.member.gossip == message.target.gossip:
+            self._send(target.member.gossip, self._ping(target, self._sequence))
+        else:  # Nobody's address, as far as is known here: no more than what was asked for.
+            ping = encode_message(Ping(self._sequence, message.target.id))
+            self._send(message.target.gossip, [ping], with_news=False)
         pace = self.pace
         if self._lifeguard:
             nack_s = NACK_SHARE * min(pace.probe_timeout_s, pace.probe_interval_s - pace.probe_timeout_s)
@@ -633,32 +702,39 @@ class Swim:
 
     def _on_datagram(self, event: DatagramReceived, now: Instant) -> None:
         packet, source = event.packet, event.source
+        self._hear(packet, now)
+        self._stranger_room_bytes = packet.size_bytes
+        for message in packet.messages:
+            self._on_message[type(message)](message, packet, source, now)
+
+    def _hear(self, packet: Packet, now: Instant) -> None:
+        """Take a packet, whatever it says, as a sign of its sender's life."""
         record = self.table.members.get(packet.sender)
         if record is not None and record.member.epoch == packet.epoch:
             record.heard_s = self.heard_s = now.monotonic_s
             self._phi_of(record).heard(now.monotonic_s - self._paused_s)
             if record.exit_sequence:
                 record.clear_exit()
-        for message in packet.messages:
-            self._on_message[type(message)](message, packet, source, now)
 
-    def _on_alive(self, message: Alive, sender: NodeId, source: Address, now: Instant) -> None:
+    def _on_alive(self, message: Alive, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
+        """`packet` and `source`: that it came in, if it was not part of a push-pull, which is answered anyway."""
         member = message.member
         if member.id == self.member.id:
             self._on_alive_about_self(message, now)
             return
         record = self.table.members.get(member.id)
         if record is None:
-            if not self.table.is_full:
-                self._add(member, message.incarnation, now)
-                self._spread(member.id, self._alive(self.table.members[member.id]), now)
+            if self.table.is_full:
+                self._overflows["members"] += 1
+                return
+            self._add(member, message.incarnation, now)
+            self._spread(member.id, self._alive(self.table.members[member.id]), now)
             return
         order = (member.epoch, message.incarnation)
         known = (record.member.epoch, record.incarnation)
         if order <= known or (record.state == "left" and member.epoch == record.member.epoch):
-            if sender == member.id and source and (record.state != "alive" or member.epoch < record.member.epoch):
-                is_newer_life = member.epoch < record.member.epoch and record.state == "alive"
-                self._send(source, [self._alive(record) if is_newer_life else self._accusation(record)])
+            if packet is not None and packet.sender == member.id:
+                self._answer_stale(record, member.epoch, packet, source, now)
             return
         is_new_life = member.epoch > record.member.epoch
         before = record.state
@@ -674,6 +750,17 @@ class Swim:
             )
         elif before == "suspect":
             self._note(now, "member-refuted", member.id, f"incarnation {message.incarnation}")
+
+    def _answer_stale(self, record: Record, epoch: int, packet: Packet, source: Address, now: Instant) -> None:
+        """Tell a member that says of itself what is out of date: of a later life, or what is held against this one.
+
+        Else a process that began anew with a clock that went back, or missed an accusation, would stay dead.
+        """
+        if epoch < record.member.epoch and record.state != "left":
+            self._tell_namesake(source or record.member.gossip, now)
+            self._answer(packet, source, [self._alive(record)])
+        elif record.state != "alive":
+            self._answer(packet, source, [self._accusation(record)], with_news=True)
 
     def _on_alive_about_self(self, message: Alive, now: Instant) -> None:
         """Somebody speaks of this node: an echo, a memory of an earlier life, or another process with its id."""
@@ -710,15 +797,15 @@ class Swim:
 
         self._open_stream(other.gossip, ping, CONFLICT_TIMEOUT_S, answered)
 
-    def _on_suspect(self, message: Suspect, now: Instant, source: Address = "") -> None:
+    def _on_suspect(self, message: Suspect, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
-            self._refute(message.epoch, message.incarnation, f"suspected by {message.accuser}", now)
+            self._refute(message.epoch, message.incarnation, f"suspected by {message.accuser}", now, packet)
             return
         record = self.table.members.get(message.id)
         if record is None or message.epoch != record.member.epoch:
             return
-        if message.incarnation < record.incarnation:
-            self._set_right(record, source)
+        if message.incarnation < record.incarnation or record.state == "left":
+            self._set_right(record, packet, source)
         elif record.state == "suspect" and message.incarnation == record.incarnation:
             self._confirm(record, message, now)
         elif record.live_index >= 0:
@@ -774,20 +861,24 @@ class Swim:
             return
         self._on_dead(Dead(record.member.id, record.member.epoch, record.incarnation, self.member.id), now)
 
-    def _set_right(self, record: Record, source: Address) -> None:
-        """Tell who holds something against a member that it has refuted that since."""
-        if source and record.state == "alive" and self._lifeguard:
-            self._send(source, [self._alive(record)], with_news=False)
+    def _set_right(self, record: Record, packet: Packet | None, source: Address) -> None:
+        """Tell who holds something against a member that it has refuted that since, or left in good order."""
+        if packet is None or not source or not self._lifeguard:
+            return
+        if record.state == "alive":
+            self._answer(packet, source, [self._alive(record)])
+        elif record.state == "left":
+            self._answer(packet, source, [self._accusation(record)])
 
-    def _on_dead(self, message: Dead, now: Instant, source: Address = "") -> None:
+    def _on_dead(self, message: Dead, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
-            self._refute(message.epoch, message.incarnation, f"called dead by {message.accuser}", now)
+            self._refute(message.epoch, message.incarnation, f"called dead by {message.accuser}", now, packet)
             return
         record = self.table.members.get(message.id)
         if record is None or record.live_index < 0 or message.epoch != record.member.epoch:
             return
         if message.incarnation < record.incarnation:
-            self._set_right(record, source)
+            self._set_right(record, packet, source)
             return
         record.incarnation = message.incarnation
         self._certify(record, message.accuser, now)
@@ -795,6 +886,9 @@ class Swim:
         self._set_state(record, "dead", now)
         self._spread(message.id, encode_message(message), now, at_once=message.accuser == self.member.id)
         self._remember(record, now)
+        if record.heard_s > -inf:
+            self.detections += 1
+            self.detections_s += now.monotonic_s - record.heard_s
         how = "exit seen" if record.exit_observers else "silent"
         suspected = f", suspected by {accusers}" if accusers else ""
         self._note(now, "member-dead", message.id, f"declared by {message.accuser}; {how}{suspected}")
@@ -825,16 +919,33 @@ class Swim:
                 self._renew(replace(self.member, epoch=message.epoch + 1), 0, now)
             return
         record = self.table.members.get(message.id)
-        if record is None or record.state == "left" or message.epoch != record.member.epoch:
+        if record is None or message.epoch < record.member.epoch:
+            return
+        if message.epoch > record.member.epoch:  # Of a life that came and went unheard: nor is the one before it there.
+            record.member, record.incarnation = replace(record.member, epoch=message.epoch), message.incarnation
+            record.phi_estimate, record.alive_message, record.life_since_s = None, None, now.monotonic_s
+        elif record.state == "left":
             return
         self._set_state(record, "left", now)
         self._spread(message.id, encode_message(message), now)
         self._remember(record, now)
         self._note(now, "member-left", message.id, "said goodbye")
 
-    def _refute(self, epoch: int, incarnation: int, accusation: str, now: Instant) -> None:
-        """Speak up against an accusation."""
-        if epoch != self.member.epoch or incarnation < self.incarnation or self._leaving:
+    def _refute(
+        self, epoch: int, incarnation: int, accusation: str, now: Instant, packet: Packet | None = None
+    ) -> None:
+        """Speak up against an accusation.
+
+        One of a later life that comes with a ping to this very socket is about this process: it began anew with its
+        clock set back. In an encrypted cluster it is not even heard before its epoch is above the former life's.
+        """
+        if self._leaving:
+            return
+        if epoch > self.member.epoch and packet is not None:
+            if any(type(message) is Ping and message.target == self.member.id for message in packet.messages):
+                self._renew(replace(self.member, epoch=epoch + 1), 0, now)
+            return
+        if epoch != self.member.epoch or incarnation < self.incarnation:
             return
         self.refutation_count += 1
         self._doubt(1)
@@ -851,6 +962,16 @@ class Swim:
         if record.phi_estimate is None:
             record.phi_estimate = PhiEstimate(self.pace.probe_interval_s * max(1.0, self.size / 2))
         return record.phi_estimate
+
+    def _expect_by_size(self) -> None:
+        """Where the cluster doubled or halved, every member is heard half or twice as often from now on."""
+        size = self.size
+        if size < 2 * self._phi_size and 2 * size > self._phi_size:
+            return
+        self._phi_size = size
+        for record in self.table.live:
+            if record.phi_estimate is not None:
+                record.phi_estimate.expect(self.pace.probe_interval_s * max(1.0, size / 2))
 
     def _add(self, member: Member, incarnation: int, now: Instant) -> None:
         record = Record(member, incarnation, now.monotonic_s)
@@ -870,15 +991,22 @@ class Swim:
         self.table.move(record)
 
     def _remember(self, record: Record, now: Instant) -> None:
-        since_s = record.since_s
-        forget_s = now.monotonic_s + self._settings.dead_memory
-        self._at(forget_s, self._forget, (record, since_s))
+        """Forget who died or left after a day; one timer for each, however often it comes back meanwhile."""
+        if not record.forget_armed:
+            record.forget_armed = True
+            self._at(now.monotonic_s + self._settings.dead_memory, self._forget, record)
 
-    def _forget(self, argument: tuple[Record, float], _now: Instant) -> None:
-        record, since_s = argument
-        if record.live_index < 0 and record.since_s == since_s and self.table.members.get(record.member.id) is record:
-            del self.table.members[record.member.id]
-            self.change_count += 1
+    def _forget(self, record: Record, now: Instant) -> None:
+        record.forget_armed = False
+        if record.live_index >= 0:
+            return
+        forget_s = record.since_s + self._settings.dead_memory
+        if now.monotonic_s < forget_s:
+            record.forget_armed = True
+            self._at(forget_s, self._forget, record)
+            return
+        del self.table.members[record.member.id]
+        self.change_count += 1
 
     def _alive(self, record: Record) -> bytes:
         if record.alive_message is None:
@@ -886,13 +1014,14 @@ class Swim:
         return record.alive_message
 
     def _ping_a_dead(self, now: Instant) -> None:
-        """Tell one of the dead that it is thought dead."""
+        """Tell one of the dead that it is thought dead; sometimes one that left, whose next life may be lost to us."""
         self._at(now.monotonic_s + DEAD_PING_INTERVAL_S, self._ping_a_dead)
         if len(self.table.members) == len(self.table.live) or self._leaving:
             return
-        dead = [record for record in self.table.members.values() if record.state == "dead"]
-        if dead:
-            record = dead[int(self._rng.random() * len(dead))]
+        wanted = "left" if self._rng.random() < LEFT_PING_SHARE else "dead"
+        gone = [record for record in self.table.members.values() if record.state == wanted]
+        if gone:
+            record = gone[int(self._rng.random() * len(gone))]
             self._sequence += 1
             ping = encode_message(Ping(self._sequence, record.member.id))
             self._send(record.member.gossip, [ping, self._accusation(record), self._encoded_self], with_news=False)
@@ -908,31 +1037,42 @@ class Swim:
         for record in self.table.some(1):
             self._sync_with(record.member.gossip, now)
 
-    def _sync_with(self, address: Address, _now: Instant) -> None:
+    def _sync_with(self, address: Address, _now: Instant, timeout_s: float = SYNC_TIMEOUT_S) -> None:
         def synced(packet: Packet | None, now: Instant) -> None:
             if packet is not None:
                 self._merge(packet, now)
 
-        self._open_stream(address, [self._sync()], SYNC_TIMEOUT_S, synced)
+        self._open_stream(address, [self._sync()], timeout_s, synced)
 
     def _sync(self) -> bytes:
         """Return all that this node knows, encoded."""
         if self._sync_cache[0] != self.change_count:
             own = SyncEntry(self.member, self.incarnation, "left" if self._leaving else "alive")
-            others = (SyncEntry(item.member, item.incarnation, item.state) for item in self.table.members.values())
-            message = encode_message(Sync((own, *others), not self.table.live))
+            entries = [SyncEntry(item.member, item.incarnation, item.state) for item in self.table.members.values()]
+            is_join = not self.table.live
+            message = encode_message(Sync((own, *entries), is_join))
+            while len(message) > SYNC_BYTES_MAX:  # Long names, and many of them: the dead have to wait.
+                entries.sort(key=lambda entry: entry.state in ("dead", "left"))
+                kept = int(len(entries) * SYNC_BYTES_MAX / len(message) * SYNC_TRIM)
+                self._overflows["sync-entries"] += len(entries) - kept
+                del entries[kept:]
+                message = encode_message(Sync((own, *entries), is_join))
             self._sync_cache = (self.change_count, message)
         return self._sync_cache[1]
 
     def _on_stream(self, event: StreamReceived, now: Instant) -> None:
         packet = event.packet
         self._on_sign(packet, now)
+        self._hear(packet, now)
         for message in packet.messages:
             if type(message) is Sync:
                 self._merge(packet, now)
                 self._effects.append(ReplyStream(event.stream_id, (self._sync(),)))
                 return
             if type(message) is Ping and message.target == self.member.id:
+                for accusation in packet.messages:  # Told by TCP where UDP is blocked.
+                    if type(accusation) in (Suspect, Dead, Left):
+                        self._on_message[type(accusation)](accusation, packet, "", now)
                 ack = encode_message(Ack(message.sequence, self.ring_digest, int(self.lag_s * 1000)))
                 self._effects.append(ReplyStream(event.stream_id, (ack,)))
                 return
@@ -947,7 +1087,7 @@ class Swim:
                     self._on_left(Left(member.id, member.epoch, incarnation), now)
                     continue
                 if state != "dead" or member.id == self.member.id:
-                    self._on_alive(Alive(member, incarnation), packet.sender, "", now)
+                    self._on_alive(Alive(member, incarnation), now)
                 if state != "alive":
                     self._on_suspect(Suspect(member.id, member.epoch, incarnation, packet.sender), now)
 
@@ -958,7 +1098,10 @@ class Swim:
         timeout_s: float,
         done: Callable[[Packet | None, Instant], None],
     ) -> None:
-        if len(self._streams) >= STREAMS_MAX or timeout_s <= 0:
+        if timeout_s <= 0:
+            return
+        if len(self._streams) >= STREAMS_MAX:
+            self._overflows["streams"] += 1
             return
         self._sequence += 1
         self._streams[self._sequence] = done
@@ -966,6 +1109,8 @@ class Swim:
 
     def _on_stream_ended(self, stream_id: int, packet: Packet | None, now: Instant) -> None:
         done = self._streams.pop(stream_id, None)
+        if packet is not None:
+            self._hear(packet, now)
         if done is not None:
             done(packet, now)
 
@@ -988,7 +1133,6 @@ class Swim:
 
     def _on_seeds_resolved(self, event: SeedsResolved, now: Instant) -> None:
         self._resolving = False
-        self._seed_addresses = event.addresses
         living = {record.member.gossip: None for record in self.table.live}
         wanted = [item for item in event.addresses if item not in living and item != self.member.gossip]
         self._rng.shuffle(wanted)
@@ -1054,8 +1198,9 @@ class Swim:
     def _weigh_exit(self, record: Record, now: Instant) -> None:
         """Both signs seen from here: say so, suspect, and end the suspicion soon if another member saw it too."""
         me, member = self.member.id, record.member
-        if not (record.is_refused and record.is_silent) or record.live_index < 0 or self._leaving:
+        if not record.has_exited_from_here or record.live_index < 0 or self._leaving:
             return
+        self._drop_old_testimony(record, now)
         if me not in record.exit_observers:
             record.exit_observers = (*record.exit_observers, me)
             message = Exit(member.id, member.epoch, me)
@@ -1073,11 +1218,18 @@ class Swim:
             self._at(suspicion.deadline_s, self._suspicion_due, record)
 
     def _has_other_witness(self, record: Record) -> bool:
-        """Whether anybody else is left who could have seen it: who is suspected itself cannot."""
-        return any(other is not record and other.state == "alive" for other in self.table.live)
+        """Whether anybody else is left who could have seen it. Who is slow still can; who ended as well cannot."""
+        return any(other is not record and not other.has_exited_from_here for other in self.table.live)
 
-    def _on_exit(self, message: Exit, now: Instant) -> None:
-        """Count an eyewitness, while it is a member in good standing."""
+    def _drop_old_testimony(self, record: Record, now: Instant) -> None:
+        if now.monotonic_s > record.exit_told_s + EXIT_TESTIMONY_S:
+            record.exit_observers = tuple(observer for observer in record.exit_observers if observer == self.member.id)
+
+    def _on_exit(self, message: Exit, packet: Packet, now: Instant) -> None:
+        """Count an eyewitness, while it and whoever passes its word on are members in good standing."""
+        teller = self.table.members.get(packet.sender)
+        if teller is None or teller.live_index < 0 or teller.member.epoch != packet.epoch:
+            return
         if message.id == self.member.id:
             if now.monotonic_s >= self._exit_refuted_s + EXIT_REFUTE_REST_S:  # All witnesses speak at once.
                 self._exit_refuted_s = now.monotonic_s
@@ -1087,9 +1239,11 @@ class Swim:
         observer = self.table.members.get(message.observer)
         if record is None or observer is None or record.member.epoch != message.epoch or record.live_index < 0:
             return
+        self._drop_old_testimony(record, now)
         known = record.exit_observers
         if observer.state == "alive" and message.observer not in known and len(known) < EXIT_OBSERVERS_MAX:
             record.exit_observers = (*known, message.observer)
+            record.exit_told_s = now.monotonic_s
             self._pass_exit_on(message, now)
             self._weigh_exit(record, now)
 

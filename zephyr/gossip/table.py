@@ -37,8 +37,11 @@ class Record:
         "exit_observers",
         "exit_rest_s",
         "exit_sequence",
+        "exit_told_s",
+        "forget_armed",
         "heard_s",
         "incarnation",
+        "is_in_round",
         "is_refused",
         "is_silent",
         "is_udp_blocked",
@@ -67,6 +70,10 @@ class Record:
         """While, and only while, the state is suspect."""
         self.live_index = -1
         """Place among the live ones, or -1."""
+        self.is_in_round = False
+        """Its turn to be probed is still to come in this round."""
+        self.forget_armed = False
+        """A timer will see whether it is to be forgotten."""
         self.is_udp_blocked = False
         """TCP answered where UDP did not."""
         self.alive_message: bytes | None = None
@@ -81,6 +88,8 @@ class Record:
         """Boot epoch of the life that was known when its connection ended without a goodbye."""
         self.exit_rest_s = -inf
         """Monotonic seconds until which refusals count for nothing."""
+        self.exit_told_s = -inf
+        """Monotonic seconds at which another member last told that it saw it end."""
         self.clear_exit()
 
     def clear_exit(self) -> None:
@@ -95,6 +104,11 @@ class Record:
         """Who saw it end, this node included."""
         if self.suspicion is not None:
             self.suspicion.exit_deadline_s = None
+
+    @property
+    def has_exited_from_here(self) -> bool:
+        """Whether this node sees both signs of an ended process: a refused connection, and silence by UDP."""
+        return self.is_refused and self.is_silent
 
     def phi(self, running_s: float) -> float:
         """Return how surprising its silence is, in time that this node itself ran."""
@@ -115,7 +129,7 @@ class Table:
         self.members: dict[NodeId, Record] = {}
         self.live: list[Record] = []
         """Alive and suspected, in no order."""
-        self._round: list[NodeId] = []
+        self._round: list[Record] = []
         """Whom to probe in this round; taken from the end."""
         self._rng = rng
 
@@ -145,7 +159,9 @@ class Table:
         """Take a member in, at a random place of the round (SWIM, section 4.3)."""
         record.live_index = len(self.live)
         self.live.append(record)
-        self._round.insert(int(self._rng.random() * (len(self._round) + 1)), record.member.id)
+        if not record.is_in_round:  # Who died and came back may have its turn still to come.
+            record.is_in_round = True
+            self._round.insert(int(self._rng.random() * (len(self._round) + 1)), record)
 
     def some(self, count: int, without: NodeId = "") -> list[Record]:
         """Choose up to `count` live members at random, all different."""
@@ -164,12 +180,15 @@ class Table:
     def next_target(self, running_s: float) -> Record | None:
         """Take the next member of the round, or a silent one a little further on; None when nobody is live."""
         if not self._round:
-            self._round = [record.member.id for record in self.live]
+            self._round = self.live.copy()
             self._rng.shuffle(self._round)
+            for record in self._round:
+                record.is_in_round = True
         while self._round:
             self._bring_forward_the_silent(running_s)
-            record = self.members.get(self._round.pop())
-            if record is not None and record.live_index >= 0:
+            record = self._round.pop()
+            record.is_in_round = False
+            if record.live_index >= 0:
                 return record
         return None
 
@@ -179,8 +198,8 @@ class Table:
         first = len(ahead) - 1
         best, best_phi = first, PHI_PROBE
         for index in range(first, max(-1, first - LOOKAHEAD), -1):
-            record = self.members.get(ahead[index])
-            if record is not None and record.state == "alive":
+            record = ahead[index]
+            if record.state == "alive":
                 phi = record.phi(running_s)
                 if phi > best_phi:
                     best, best_phi = index, phi
@@ -197,4 +216,5 @@ class Table:
             assert not is_live or self.live[record.live_index] is record
             live += is_live
         assert live == len(self.live)
+        assert len(set(map(id, self._round))) == len(self._round)
         assert len(self.members) <= MEMBERS_KNOWN_MAX

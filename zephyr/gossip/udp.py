@@ -71,7 +71,7 @@ LOOKUPS_MAX = 64
 STREAMS_OPEN_MAX = 64
 """Streams of this node's own under way: a TCP ping ends with its probe, and a push-pull comes every 15 s or more."""
 STREAMS_SERVED_MAX = 64
-"""Streams of others under way. Each may hold a frame, so this bounds their memory as well: 64 MiB."""
+"""Streams of others under way. Each may hold a frame, so this bounds their memory as well: 16 MiB."""
 ACCEPT_MAX = 16
 """Connections accepted in one turn of the event loop."""
 ACCEPT_PAUSE_S = 1.0

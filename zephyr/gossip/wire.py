@@ -19,14 +19,16 @@ All arrays are msgpack. A member stands inside its message as binary, so that re
 members costs one lookup for each, and so that its length is checked before it is read. Whoever changes any of this
 raises `SCHEMA_VERSION`: within one version, everything is exact, and unknown types are refused.
 
+Sequences take the same room whatever they count, and an ack without a digest has nothing in its place, so that a plain
+ack is never longer than the ping that it answers: a forged address gains nothing by having this node answer it.
+
 Invariants:
 - Nothing is read before it is authentic: by its key, or by its checksum where the cluster has no keys (which keeps
   out accidents, not enemies).
 - What an `Envelope` hands out has the types and ranges that `zephyr.gossip.messages` states, in packets of
   this cluster, that this life of this node did not send itself. Anything else raises WireError, and nothing of that
   packet is handed out. A packet cut on its way shows as a wrong checksum or tag, unless it is too short to have one.
-- No packet makes `open` allocate more than 1 MiB. `open_stream` allocates twice `STREAM_BYTES_MAX`, for the body as
-  it came and decompressed, and the entries of a sync.
+- No packet makes `open`, and no stream that is refused makes `open_stream`, allocate more than 1 MiB.
 """
 
 from __future__ import annotations
@@ -67,12 +69,12 @@ from zephyr.model import Member, NodeId
 from zephyr.wire import MEMBER_STATES, checked_member, is_id
 
 MAGIC = 0x5A
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PACKET_BYTES_MAX = 1400
 """Fits one Ethernet frame with room for IPv6 and a tunnel's headers: IP fragments are lost together."""
-STREAM_BYTES_MAX = 1 << 20
-"""Compressed and decompressed alike: `SYNC_ENTRIES_MAX` members that are not all of the greatest length."""
+STREAM_BYTES_MAX = 1 << 18
+"""Compressed and decompressed alike: `SYNC_ENTRIES_MAX` members of usual length."""
 MESSAGES_MAX = 252
 """Messages in a packet. With the head's four fields, 256 array items: msgpack allocates an array when it reads its
 header, and nested headers of 3 bytes that claim this many cost a packet's reader just under 1 MiB in all."""
@@ -101,11 +103,18 @@ REPLAY_WINDOW = 1024
 REPLAY_SENDERS_MAX = 1024
 """Five times the largest ring."""
 
+SYNC_BYTES_MAX = STREAM_BYTES_MAX - 256
+"""Longest encoded sync: with the longest names and an encryption's tag it still is a stream packet."""
+
 _HEADER_BYTES = 3
 _BODY_BYTES_MIN = 7
 """Array header, two ids of one character, two counts."""
 _HEAD_FIELDS = 4
+_SYNC = 11
+"""Number of its type: the one message that is read in parts, and in streams only."""
 _MEMBER_FIELDS = 10
+_MESSAGE_FIELDS_MAX = 6
+"""But for a sync."""
 _SYNC_FIELDS_MAX = 2 + 3 * SYNC_ENTRIES_MAX
 _STRING_BYTES_MAX = 512
 """An address is the longest string."""
@@ -165,7 +174,7 @@ def _encode_plainly(number: int, message: tuple[Any, ...]) -> bytes:
 
 def _encode_ack(message: Ack) -> bytes:
     assert len(message.ring_digest) in (0, RING_DIGEST_BYTES)
-    return _pack((2, message.sequence, message.ring_digest, min(message.lag_ms, LAG_MS_MAX)))
+    return _pack((2, message.sequence, message.ring_digest or None, min(message.lag_ms, LAG_MS_MAX)))
 
 
 def _encode_ping_request(message: PingRequest) -> bytes:
@@ -191,7 +200,7 @@ def _encode_user_event(message: UserEvent) -> bytes:
 def _encode_sync(message: Sync) -> bytes:
     if len(message.entries) > SYNC_ENTRIES_MAX:
         raise WireError("oversized", f"a sync of {len(message.entries)} entries, at most {SYNC_ENTRIES_MAX}")
-    fields: list[Any] = [11, message.is_join]
+    fields: list[Any] = [_SYNC, message.is_join]
     for member, incarnation, state in message.entries:
         fields += (_encode_member(member), incarnation, _GOSSIP_STATE_NUMBERS[state])
     return _pack(fields)
@@ -291,11 +300,11 @@ def _decode_ping(fields: tuple[Any, ...]) -> Ping:
 
 def _decode_ack(fields: tuple[Any, ...]) -> Ack:
     _, sequence, ring_digest, lag_ms = fields
-    if type(ring_digest) is not bytes or len(ring_digest) not in (0, RING_DIGEST_BYTES):
+    if ring_digest is not None and (type(ring_digest) is not bytes or len(ring_digest) != RING_DIGEST_BYTES):
         raise ValueError("ring digest of an ack")
     if type(lag_ms) is not int or not 0 <= lag_ms <= LAG_MS_MAX:
         raise ValueError("lag of an ack")
-    return Ack(_count(sequence), ring_digest, lag_ms)
+    return Ack(_count(sequence), ring_digest or b"", lag_ms)
 
 
 def _decode_ping_request(fields: tuple[Any, ...]) -> PingRequest:
@@ -344,11 +353,12 @@ def _decode_user_event(fields: tuple[Any, ...]) -> UserEvent:
     return UserEvent(_id(origin), _count(epoch), number, name, payload)
 
 
-def _decode_sync(fields: tuple[Any, ...]) -> Sync:
-    _, is_join, *flat = fields
-    if type(is_join) is not bool or len(flat) % 3:
+def _read_sync(unpacker: Any, size: int) -> Sync:
+    """Read what follows the type, entry by entry: what is none must not pile up first."""
+    (is_join,) = _taken(unpacker, 1)
+    if type(is_join) is not bool or size % 3 != 2:
         raise ValueError("shape of a sync")
-    return Sync(tuple(map(_decode_entry, flat[0::3], flat[1::3], flat[2::3])), is_join)
+    return Sync(tuple([_decode_entry(*_taken(unpacker, 3)) for _ in range(size // 3)]), is_join)
 
 
 def _decode_entry(member: Any, incarnation: Any, state: Any) -> SyncEntry:
@@ -359,7 +369,7 @@ def _decode_entry(member: Any, incarnation: Any, state: Any) -> SyncEntry:
 
 _Decoders: TypeAlias = Mapping[int, Callable[[tuple[Any, ...]], GossipMessage]]
 
-_PACKET_DECODERS: _Decoders = {
+_DECODERS: _Decoders = {
     1: _decode_ping,
     2: _decode_ack,
     3: _decode_ping_request,
@@ -371,20 +381,29 @@ _PACKET_DECODERS: _Decoders = {
     9: _decode_left,
     10: _decode_user_event,
 }
-_STREAM_DECODERS: _Decoders = {**_PACKET_DECODERS, 11: _decode_sync}
 
 
-def _message(fields: Any, decoders: _Decoders) -> GossipMessage:
+def _message(fields: Any) -> GossipMessage:
     """Check one message. Raises WireError."""
     if type(fields) is not tuple or not fields or type(fields[0]) is not int:
         raise WireError("malformed", "a message is an array that begins with its type")
-    decode = decoders.get(fields[0])
+    decode = _DECODERS.get(fields[0])
     if decode is None:
         raise WireError("malformed", f"no message here has type {fields[0]}")
     try:
         return decode(fields)
     except ValueError as error:
         raise WireError("malformed", f"message of type {fields[0]}: {error}") from None
+
+
+def _read_message(unpacker: Any, size: int) -> GossipMessage:
+    """Read one message of a stream, `size` fields long. Raises WireError, or what an unpacker raises."""
+    head = _taken(unpacker, min(size, 1))
+    if type(head[0] if head else None) is int and head[0] == _SYNC:
+        return _read_sync(unpacker, size)
+    if size > _MESSAGE_FIELDS_MAX:
+        raise WireError("malformed", f"a message of {size} fields")
+    return _message(head + _taken(unpacker, size - len(head)))
 
 
 # --- keys -------------------------------------------------------------------------------------------
@@ -579,7 +598,8 @@ class Envelope:
         if type(fields) is not tuple or len(fields) <= _HEAD_FIELDS:
             raise WireError("malformed", "a body is an array of four fields and messages")
         sender, epoch = self._admitted(fields[:_HEAD_FIELDS])
-        return Packet(sender, epoch, tuple([_message(item, _PACKET_DECODERS) for item in fields[_HEAD_FIELDS:]]))
+        messages = tuple([_message(item) for item in fields[_HEAD_FIELDS:]])
+        return Packet(sender, epoch, messages, len(packet))
 
     def seal_stream(self, messages: Sequence[bytes], epoch: int) -> bytes:
         """Return a stream packet of these messages, at least one, compressed when that pays.
@@ -605,11 +625,11 @@ class Envelope:
         if data[2] & _COMPRESSED:
             body = _inflated(body)
         try:
-            return self._read_stream(body)
+            return self._read_stream(body, len(data))
         except _UNPACK_ERRORS as error:
             raise WireError("malformed", f"msgpack: {error}") from None
 
-    def _read_stream(self, body: bytes) -> Packet:
+    def _read_stream(self, body: bytes, size_bytes: int) -> Packet:
         # Value by value, and no value is an array: small nested arrays would cost forty times their bytes.
         # Read piece by piece, because what is fed to an unpacker is copied.
         unpacker = msgpack.Unpacker(io.BytesIO(body), read_size=_PIECE_BYTES, max_array_len=0, **_SCALAR_BOUNDS)
@@ -622,17 +642,20 @@ class Envelope:
             size = unpacker.read_array_header()
             if size > _SYNC_FIELDS_MAX:
                 raise WireError("oversized", f"a message of {size} fields, at most {_SYNC_FIELDS_MAX}")
-            messages.append(_message(_taken(unpacker, size), _STREAM_DECODERS))
+            messages.append(_read_message(unpacker, size))
         if unpacker.tell() != len(body):
             raise WireError("malformed", "bytes after the last message")
-        return Packet(sender, epoch, tuple(messages))
+        return Packet(sender, epoch, tuple(messages), size_bytes)
 
     def _body(self, messages: Sequence[bytes], epoch: int) -> bytes:
         if epoch != self._epoch:
             self._epoch = epoch
             self._head = self._names + _pack(epoch)
         self._sequence += 1
-        return b"".join((_ARRAY_HEADERS[_HEAD_FIELDS + len(messages)], self._head, _pack(self._sequence), *messages))
+        sequence = self._sequence
+        # Five bytes for each of the first 2^32 packets of a life, which are all that one key is good for.
+        packed = b"\xce" + sequence.to_bytes(4, "big") if sequence < 1 << 32 else _pack(sequence)
+        return b"".join((_ARRAY_HEADERS[_HEAD_FIELDS + len(messages)], self._head, packed, *messages))
 
     def _protected(self, kind: int, body: bytes) -> bytes:
         keyring = self.keyring
@@ -750,6 +773,13 @@ def message_name(message: bytes) -> str:
     """Return what an encoded message is called in metrics."""
     # The number of its type is the first element; the array's header takes three bytes in a long sync only.
     return "sync" if message[0] == 0xDC else _NAMES[message[1]]
+
+
+def plain_overhead_bytes(cluster: str, sender: NodeId) -> int:
+    """Return what `seal` adds to up to eleven messages where nothing is encrypted, within the first 2^32 packets."""
+    epoch_bytes, sequence_bytes, array_header_bytes = 9, 5, 1
+    head_bytes = array_header_bytes + len(_pack(cluster) + _pack(sender)) + epoch_bytes + sequence_bytes
+    return _HEADER_BYTES + head_bytes + CHECKSUM_BYTES
 
 
 def packet_room_bytes(cluster: str, sender: NodeId) -> int:
