@@ -45,6 +45,8 @@ DEADLINES_SPARE = 1024
 """Deadlines of finished requests that are kept before they are looked for: one look in so many requests."""
 CONFIRMATION_WAIT_S = 1.0
 """Longest wait until this node is sure that it still is an owner: a keep-alive or a round of acks is ms away."""
+DOUBTED_MAX = 4
+"""How often a request is started again because owners were not sure: for `CONFIRMATION_WAIT_S` in all."""
 NOT_OWNER_PAUSE_S = 0.25
 """Longest wait for the ring to change here after a peer's *not owner*: a watch event is ms away."""
 
@@ -63,7 +65,15 @@ class _Running:
     """One request in the table."""
 
     __slots__ = (
-        "call_ids", "deadline_s", "machine", "parked", "request", "request_id", "restarted", "slot",
+        "call_ids",
+        "deadline_s",
+        "doubted_count",
+        "machine",
+        "parked",
+        "request",
+        "request_id",
+        "restarted",
+        "slot",
         "was_doubted",
     )  # fmt: skip
 
@@ -76,7 +86,9 @@ class _Running:
         self.call_ids: dict[int, NodeId] = {}
         self.restarted = False
         self.was_doubted = False
-        """An owner answered that it cannot make sure that it is one."""
+        """In this round an owner answered that it cannot make sure that it is one."""
+        self.doubted_count = 0
+        """Rounds that ended for that."""
         self.parked: Literal["", "owner", "confirmation"] = ""
         """What it waits for before it is started: a ring in which it has owners, or to be sure of this one."""
 
@@ -402,8 +414,10 @@ class Coordinator:
         outcome = self._outcome(running)
         if outcome is None:
             return effects
-        if (outcome.failure is not None or outcome.is_unconfirmed) and running.was_doubted and not running.restarted:
-            return effects + self._park(running, now)  # Who stood still is sure again in a moment.
+        is_doubtful = running.was_doubted and (outcome.failure is not None or outcome.is_unconfirmed)
+        if is_doubtful and running.doubted_count < DOUBTED_MAX:  # Who is not sure is so again in a moment.
+            running.doubted_count += 1
+            return effects + self._park(running, now)
         effects.append(CompleteRequest(self._finish(running), outcome))
         return effects
 
@@ -435,13 +449,13 @@ class Coordinator:
 
     def _restart(self, running: _Running, now: Instant) -> list[Effect]:
         """Start once more, with the owners of now."""
-        running.restarted = True
+        running.restarted = running.restarted or not running.was_doubted
         return self._start(running, now)
 
     def _start(self, running: _Running, now: Instant) -> list[Effect]:
         """Start a request that is in the table."""
         is_again = running.machine is not None
-        running.parked = ""
+        running.parked, running.was_doubted = "", False
         request = running.request
         owners = self.ring.owners(running.slot)
         is_read = type(request) is ReadRequest
