@@ -1246,7 +1246,7 @@ def a_lonely_node() -> Node:
     node = Node(Settings(id="n1", etcd=(), memory=1 << 24), a_member(), random.Random(1), now())
     node.handle(Started(), now())
     for _ in range(1000):
-        if node.view.owners:
+        if not node.readiness():
             break
         node.handle(TimerFired(), now())
     return node

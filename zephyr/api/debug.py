@@ -38,6 +38,7 @@ def info_page(node: Node, pid: int, started: Instant, now: Instant) -> dict[str,
         "tombstones": store.tombstones,
         "tombstone_bytes": store.tombstone_bytes,
         "ghosts": store.ghosts,
+        "slots_pending": node.levels.pending,
         "requests_in_flight": node.coordinator.requests_in_flight,
     }
 
