@@ -11,6 +11,7 @@ from zephyr.events import EvictionRequested, HoldReleaseRequested
 from zephyr.model import Failure, Member, MemberView, Outcome, ReadRequest, WriteRequest
 
 IDS = ["n1", "n2", "n3", "n4", "n5"]
+KEYS = [b"key-%d" % number for number in range(20)]
 PROCESS_GONE_S = 1.0
 """A process that ended is dead for everybody by then."""
 MACHINE_SILENT_S = 12.0
@@ -82,6 +83,24 @@ class Cluster:
             return result
         self.wait(3)
         return self.simulation.outcomes[result]
+
+    def write_all(self, value: bytes) -> None:
+        """Write every key through the first node, which stands on the majority's side in each test."""
+        for key in KEYS:
+            assert self.ask("n1", WriteRequest(key, value)).failure is None
+
+    def stale_reads(self, node_id: str, duration_s: float) -> int:
+        """Read every key at one node, of one replica, again and again: how many were old, and not marked?"""
+        asked = []
+        for _ in range(round(duration_s / 0.1)):
+            self.wait(0.1)
+            asked += [self.simulation.submit(node_id, ReadRequest(key, quorum="1")) for key in KEYS]
+        self.wait(3)
+        outcomes = [item if isinstance(item, Outcome) else self.simulation.outcomes[item] for item in asked]
+        return sum(
+            outcome.record is not None and outcome.record.endswith(b"old") and not outcome.is_unconfirmed
+            for outcome in outcomes
+        )
 
     def log(self, word: str) -> int:
         return sum(word in line for line in self.simulation.log)
@@ -335,6 +354,20 @@ def test_a_minority_without_etcd_keeps_its_ring_and_refuses_strict_requests(clus
     assert cluster.change_counts()["n4"] <= cluster.changes["n4"] + 3
 
 
+def test_who_was_alone_while_etcd_was_away_removes_nobody_when_it_hears_a_majority_again(cluster):
+    cluster.etcd_fails()
+    cluster.wait(5)
+    for node_id in IDS:
+        for other in IDS:
+            if node_id != other:
+                cluster.simulation.cuts[node_id, other] = True
+    cluster.wait(MACHINE_SILENT_S + 2 * SETTINGS.gossip_evict_after)
+    cluster.heal()
+    cluster.wait(15)
+    assert cluster.no_ring_changed(), "whom a minority called dead for long may well live"
+    assert set(cluster.authorities().values()) == {"gossip"}
+
+
 def test_a_split_with_etcd_at_the_minority_mends(cluster):
     cluster.split("n4", "n5")
     cluster.cut_from_etcd("n1", "n2", "n3")
@@ -357,6 +390,34 @@ def test_etcd_wiped_while_it_was_away_takes_over_in_one_step(cluster):
         assert set(map(tuple, cluster.rings().values())) == {tuple(IDS)}
     assert set(cluster.authorities().values()) == {"both"}
     assert cluster.no_ring_changed()
+
+
+def test_a_wiped_etcd_that_comes_and_goes_at_one_node_shrinks_no_ring(cluster):
+    cluster.etcd_fails()
+    cluster.wait(20)
+    cluster.simulation.etcd.wipe()
+    cluster.cut_from_etcd(*IDS[1:])
+    cluster.etcd_returns()
+    cluster.wait(4)
+    assert list(cluster.node("n3").etcd.registrations) == ["n1"], "it took over what is registered, by n1's word"
+    cluster.etcd_fails()
+    cluster.wait(15)
+    assert cluster.no_ring_changed()
+
+
+def test_a_wiped_etcd_in_which_most_cannot_register_holds_the_ring_after_the_takeover(cluster):
+    cluster.etcd_fails()
+    cluster.wait(20)
+    cluster.simulation.etcd.wipe()
+    cluster.cut_from_etcd(*IDS[1:])
+    cluster.etcd_returns()
+    cluster.wait(SETTINGS.takeover_max + 10)
+    assert set(cluster.authorities().values()) == {"held"}
+    assert cluster.no_ring_changed()
+    cluster.heal()
+    cluster.wait(5)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
 
 
 # --- no view, no peers, no UDP ------------------------------------------------------------------------
@@ -494,3 +555,17 @@ def test_an_outage_of_etcd_stops_nobody(cluster):
         assert cluster.ask(IDS[number % 5], WriteRequest(key, b"v")).failure is None
         outcome = cluster.ask(IDS[(number + 1) % 5], ReadRequest(key, quorum="1"))
         assert not outcome.is_unconfirmed
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_who_was_evicted_while_it_was_cut_off_serves_nothing_that_it_kept(seed):
+    cluster = Cluster(seed, replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.split("n3")
+    cluster.cut_from_etcd("n3")
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    cluster.write_all(b"new")
+    cluster.heal()
+    assert cluster.stale_reads("n3", 6.0) == 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
