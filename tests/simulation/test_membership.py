@@ -569,3 +569,13 @@ def test_who_was_evicted_while_it_was_cut_off_serves_nothing_that_it_kept(seed):
     cluster.heal()
     assert cluster.stale_reads("n3", 6.0) == 0
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_node_that_stood_still_past_its_lease_registers_once(seed):
+    cluster = Cluster(seed).started()
+    before = cluster.log("n3 note registered n3")
+    cluster.simulation.pause("n3", 3 * SETTINGS.lease_ttl)
+    cluster.wait(3 * SETTINGS.lease_ttl + 5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert cluster.log("n3 note registered n3") == before + 1

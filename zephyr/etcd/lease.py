@@ -540,6 +540,8 @@ class EtcdMembership:
     def _plan_registration(self, at_s: float) -> None:
         if not self._occupied():
             self._probe.cancel()
+        if self.lease_id:
+            self._grant.cancel()  # It may have been wanted once more while it was under way.
         if not self.lease_id:
             self._register.cancel()
             self._grant.want(at_s)
