@@ -93,6 +93,17 @@ def test_after_standing_still_nothing_counts_that_was_asked_before():
     assert one.until(now_s) == now_s + SETTINGS.lease_ttl / 2
 
 
+def test_who_was_not_confirmed_for_long_needs_a_majority_once():
+    one = One()
+    assert one.until(2) > 2
+    now_s = 2 + SETTINGS.gossip_evict_after - SETTINGS.lease_ttl + 0.1
+    one.etcd.lease_sent_s, one.etcd.lease_deadline_s = now_s, now_s + 10
+    assert one.until(now_s) == -inf, "others may have removed it while etcd was away"
+    one.shown(now_s, "n2", "n3")
+    assert one.until(now_s) == now_s + SETTINGS.confirm_max
+    assert one.until(now_s) == now_s + SETTINGS.lease_ttl / 2, "from then on the lease is enough again"
+
+
 def test_a_new_lease_without_a_registration_under_it_confirms_nothing():
     one = One()
     one.etcd.lease_id = 78

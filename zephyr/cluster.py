@@ -136,7 +136,7 @@ class Reconciler:
             self._close_ring(connected, now)
             heard = [item for item in self.etcd.registrations if self._is_heard(item)]
             self.evictions.count(heard, now)
-            gone = self._gone(self.etcd, connected, self.evictions.majority_since_s)
+            gone = self._gone(self.etcd, connected, self.evictions.majority_since_s, now)
             effects += self.evictions.propose(gone, heard, now)
             effects += self.evictions.allow_registration(now)
         effects += self._look_for_others(self.etcd, now)
@@ -184,7 +184,7 @@ class Reconciler:
         return self._let_gossip_lead(etcd, now)
 
     def _committed(self) -> dict[NodeId, Member]:
-        """Owners by etcd's word. A joining member is none yet, nor one removed while gossip led and still dead."""
+        """Owners by etcd's word. A joining member is none yet, nor a life that was removed while gossip led."""
         assert self.etcd is not None
         registrations = self.etcd.registrations.values()
         return {
@@ -396,7 +396,7 @@ class Reconciler:
         return other if other.epoch > member.epoch else member
 
     def _is_gone_for_long(self, node_id: NodeId, member: Member, now: Instant, from_s: float = -inf) -> bool:
-        """Whether gossip has called this life left, or dead for `gossip_evict_after`, counted from then at the earliest."""
+        """Whether gossip has called this life left, or dead for `gossip_evict_after`, not counting what was before."""
         said, record = self._said(node_id, member), self.swim.table.members.get(node_id)
         if said == "left":
             return True
@@ -433,26 +433,30 @@ class Reconciler:
     # --- evictions ------------------------------------------------------------------------------------
 
     def _gone(
-        self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float
+        self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float, now: Instant
     ) -> dict[NodeId, tuple[float, str]]:
-        """Return who of the registered may be evicted: id -> (from which second on, what gossip says)."""
+        """Return who of the registered may be evicted: id -> (from which second on, why)."""
         gone: dict[NodeId, tuple[float, str]] = {}
         for node_id, registration in sorted(etcd.registrations.items()):
             said, record = self._said(node_id, registration.member), self.swim.table.members.get(node_id)
             if said == "unknown" and not connected.get(node_id):
-                gone[node_id] = (self._unknown_s[node_id] + self.settings.unknown_timeout, said)
+                gone[node_id] = (self._unknown_s[node_id] + self.settings.unknown_timeout, "gossip says unknown")
+            elif self._is_removed(registration.member):
+                gone[node_id] = (now.monotonic_s, f"removed while etcd was away; gossip says {said}")
             elif said in ("dead", "left") and record is not None:
-                is_at_once = said == "left" or self._is_removed(registration.member)
                 dead_s = max(record.since_s, majority_since_s) + self.settings.evict_after
-                gone[node_id] = (record.since_s if is_at_once else dead_s, said)
+                gone[node_id] = (record.since_s if said == "left" else dead_s, f"gossip says {said}")
         gone.pop(self.settings.id, None)
         return gone
 
     def _forget_removed(self, etcd: EtcdMembership) -> None:
-        """Who was removed while gossip led stays out until it lives again, or etcd has dropped that life."""
+        """Who was removed while gossip led stays out until etcd has dropped that life, even if it lives.
+
+        It may not know that it was out, and would serve what it kept; its eviction tells it.
+        """
         for node_id, epoch in list(self._removed.items()):
             registration = etcd.registrations.get(node_id)
-            if registration is None or registration.member.epoch > epoch or not self._is_gone(node_id):
+            if registration is None or registration.member.epoch > epoch:
                 del self._removed[node_id]
 
     def eviction_objection(self, node_id: NodeId) -> str:

@@ -10,6 +10,10 @@ two says that it is still right:
 A gap of more than half a lease without any event means that this node did not run: whatever was asked before it counts
 for nothing, since the answers may have waited as long; and etcd has to be compared with anew. The lease is the cheap
 way; only while it does not suffice is everybody asked for the digest, twice in each `confirm_max`.
+
+A lease vouches for nothing where gossip led: etcd may have been away for longer than `gossip_evict_after`, and have
+come back and given every lease its time again, the one of a life that the others removed meanwhile too. So who was not
+sure of its view for about as long needs the others once.
 """
 
 from __future__ import annotations
@@ -38,6 +42,12 @@ class Confirmation:
         """What was asked earlier counts for nothing."""
         self._event_s = now.monotonic_s
         self._roll_s = inf
+        self._confirmed_s = now.monotonic_s
+        """When the view was confirmed last, or there was nothing to confirm."""
+        self._absence_max_s = max(0.0, settings.gossip_evict_after - settings.lease_ttl)
+        """Gossip removes nobody sooner whose lease was just renewed."""
+        self._needs_majority = False
+        """It was not confirmed for so long that others may have removed this life."""
 
     def deadline(self) -> float:
         """Return the monotonic second at which everybody is to be asked."""
@@ -60,18 +70,24 @@ class Confirmation:
             return []
         if self._settings.id not in owners:
             self.until_s, self._roll_s = -inf, inf
+            self._confirmed_s, self._needs_majority = now.monotonic_s, False
             return []
         pause_s = self._settings.confirm_max / 2
-        until_s = self._by_lease(self._etcd)
+        self._needs_majority |= now.monotonic_s > self._confirmed_s + self._absence_max_s
+        until_s = -inf if self._needs_majority else self._by_lease(self._etcd)
         effects: list[Effect] = []
         if until_s > now.monotonic_s + pause_s:
             self._roll_s = inf
         else:
-            until_s = max(until_s, self._by_majority(voters, digest, now))
+            shown_s = self._by_majority(voters, digest, now)
+            self._needs_majority = self._needs_majority and now.monotonic_s >= shown_s
+            until_s = max(until_s, shown_s)
             if self._roll_s == inf or now.monotonic_s >= self._roll_s:
                 self._roll_s = now.monotonic_s + pause_s
                 effects = self._swim.call_roll(now)
         self.until_s = min(until_s, now.monotonic_s + self._gap_max_s)
+        if now.monotonic_s < self.until_s:
+            self._confirmed_s = now.monotonic_s
         return effects
 
     def _by_lease(self, etcd: EtcdMembership) -> float:

@@ -75,7 +75,7 @@ class Evictions:
             if now.monotonic_s >= due_s:
                 self._proposed_s[node_id] = now.monotonic_s
                 due_s = now.monotonic_s + EVICT_RETRY_S
-                effects += etcd.evict(etcd.registrations[node_id], f"gossip says {why}", now)
+                effects += etcd.evict(etcd.registrations[node_id], why, now)
             self._due_s = min(self._due_s, due_s)
         return effects
 

@@ -571,6 +571,43 @@ def test_who_was_evicted_while_it_was_cut_off_serves_nothing_that_it_kept(seed):
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_who_was_removed_while_etcd_was_away_serves_nothing_that_it_kept_though_its_lease_is_back(seed):
+    cluster = Cluster(seed, replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.etcd_fails()
+    cluster.wait(3)
+    cluster.simulation.pause("n3", 150.0)
+    resumes_s = cluster.simulation.now_s + 150.0
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    cluster.write_all(b"new")
+    assert cluster.simulation.now_s < resumes_s
+    cluster.simulation.run_until(resumes_s - 1)
+    cluster.etcd_returns()
+    assert cluster.stale_reads("n3", 10.0) == 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert cluster.log("note registration-gone n3 evicted") > 0
+
+
+def test_who_was_removed_while_etcd_was_away_is_not_confirmed_by_its_lease_alone():
+    cluster = Cluster(replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.etcd_fails()
+    cluster.wait(3)
+    cluster.simulation.pause("n3", 120.0)
+    resumes_s = cluster.simulation.now_s + 120.0
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    cluster.write_all(b"new")
+    cluster.simulation.run_until(resumes_s - 0.5)
+    cluster.cut_from_etcd("n1", "n2", "n4", "n5")  # Nobody else can evict it.
+    cluster.etcd_returns()
+    assert cluster.stale_reads("n3", 10.0) == 0
+    cluster.heal()
+    cluster.wait(5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_a_node_that_stood_still_past_its_lease_registers_once(seed):
     cluster = Cluster(seed).started()
