@@ -506,6 +506,26 @@ def test_blocked_udp_at_one_node_changes_no_ring(cluster):
     assert cluster.no_ring_changed()
 
 
+def test_who_is_evicted_where_udp_is_blocked_hears_the_others_by_tcp_and_comes_back(cluster):
+    cluster.simulation.udp_blocked = dict.fromkeys(IDS, True)
+    cluster.wait(60)
+    cluster.simulation._handle(cluster.simulation.nodes["n1"], EvictionRequested("n3"))
+    cluster.wait(3)
+    assert cluster.log("note registration-gone n3 evicted") == len(IDS)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_an_outage_of_etcd_where_udp_is_blocked_stops_nobody(cluster):
+    cluster.simulation.udp_blocked = dict.fromkeys(IDS, True)
+    cluster.wait(60)
+    cluster.etcd_fails()
+    cluster.wait(SETTINGS.lease_ttl + 2)
+    for _ in range(100):
+        cluster.wait(0.1)
+        sure = [cluster.node(node_id).confirmation.until_s > cluster.simulation.now_s for node_id in IDS]
+        assert all(sure)
+
+
 # --- confirmed views ----------------------------------------------------------------------------------
 
 
