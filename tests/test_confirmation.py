@@ -39,13 +39,14 @@ class One:
         self.etcd.verified_sent_s = 1.0
 
     def until(self, second: float, owners=tuple(IDS)) -> float:
-        self.effects = self.confirmation.update(IDS, owners, DIGEST, at(second))
+        self.effects = self.confirmation.update(IDS, DIGEST, at(second), is_owner="n1" in owners)
         return self.confirmation.until_s
 
     def shown(self, sent_s: float, *ids: str, digest: bytes = DIGEST) -> None:
         for node_id in ids:
             record = self.swim.table.members[node_id]
             record.ring_digest, record.ring_digest_s = digest, sent_s
+            self.swim.shown_count += 1
 
 
 def test_a_lease_confirms_until_its_deadline_but_not_beyond_half_a_lease_without_an_event():
@@ -113,7 +114,7 @@ def test_a_new_lease_without_a_registration_under_it_confirms_nothing():
 def test_alone_in_its_view_a_node_is_its_own_majority():
     one = One()
     one.etcd.lease_deadline_s = None
-    one.confirmation.update(["n1"], ["n1"], DIGEST, at(2))
+    one.confirmation.update(["n1"], DIGEST, at(2), is_owner=True)
     assert one.confirmation.until_s == 2 + SETTINGS.confirm_max
 
 
@@ -121,5 +122,5 @@ def test_without_etcd_a_view_is_always_confirmed():
     settings = replace(SETTINGS, etcd=())
     confirmation = Confirmation(settings, None, Swim(settings, member("n1"), random.Random(1)), at(0))
     assert not confirmation.stood_still(at(100))
-    assert confirmation.update(IDS, (), DIGEST, at(100)) == []
+    assert confirmation.update(IDS, DIGEST, at(100), is_owner=False) == []
     assert confirmation.until_s == inf

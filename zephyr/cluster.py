@@ -106,6 +106,8 @@ class Reconciler:
         self.is_isolated = False
         """etcd is reached, and nobody else."""
         self._asked_s = -inf
+        self.voters: tuple[NodeId, ...] = ()
+        """The last view: whose majority confirms a ring, and may change one while etcd is silent."""
         self._authority: Authority = "none"
         self._authority_since_s = 0.0
         self._witness: dict[NodeId, tuple[EtcdWitness, float]] = {}
@@ -139,6 +141,8 @@ class Reconciler:
             gone = self._gone(self.etcd, connected, self.evictions.majority_since_s, now)
             effects += self.evictions.propose(gone, heard, now)
             effects += self.evictions.allow_registration(now)
+            last_view = self.etcd.registrations if self.lead == "etcd" else self._base or self._standing
+            self.voters = tuple(last_view)
         effects += self._look_for_others(self.etcd, now)
         authority = self._named_authority(now)
         if authority != self._authority:
@@ -481,13 +485,6 @@ class Reconciler:
     def is_plain(self) -> bool:
         """Whether the ring is just what etcd has registered: no hold, no grace, nobody removed meanwhile."""
         return self.lead == "etcd" and not self._vanished_s and not self._removed
-
-    @property
-    def voters(self) -> list[NodeId]:
-        """The last view: whose majority confirms a ring, and may change one while etcd is silent."""
-        if self.lead == "etcd" and self.etcd is not None:
-            return list(self.etcd.registrations)
-        return list(self._base or self._standing)
 
     def _look_for_others(self, etcd: EtcdMembership | None, now: Instant) -> list[Effect]:
         """Find out whether etcd is reached and nobody of several others gives a sign: this node is the one cut off.

@@ -18,7 +18,7 @@ sure of its view for about as long needs the others once.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from math import inf
 
 from zephyr.config import Settings
@@ -48,6 +48,10 @@ class Confirmation:
         """Gossip removes nobody sooner whose lease was just renewed."""
         self._needs_majority = False
         """It was not confirmed for so long that others may have removed this life."""
+        self._shown_until_s = -inf
+        """Until when a majority vouches for the view: found anew when what it follows from changed."""
+        self._shown_of: tuple[int, bytes, float] = (-1, b"", -inf)
+        self._shown_to: Sequence[NodeId] = ()
 
     def deadline(self) -> float:
         """Return the monotonic second at which everybody is to be asked."""
@@ -62,13 +66,14 @@ class Confirmation:
         self._etcd.verify(now)
         return True
 
-    def update(
-        self, voters: Collection[NodeId], owners: Collection[NodeId], digest: bytes, now: Instant
-    ) -> list[Effect]:
-        """Find out until when the view is confirmed. `voters`: the last view, whose majority decides."""
+    def update(self, voters: Sequence[NodeId], digest: bytes, now: Instant, *, is_owner: bool) -> list[Effect]:
+        """Find out until when the view is confirmed; called with each event, so it must cost next to nothing.
+
+        `voters`: the last view, whose majority decides; another list when it changed.
+        """
         if self._etcd is None:
             return []
-        if self._settings.id not in owners:
+        if not is_owner:
             self.until_s, self._roll_s = -inf, inf
             self._confirmed_s, self._needs_majority = now.monotonic_s, False
             return []
@@ -79,7 +84,11 @@ class Confirmation:
         if until_s > now.monotonic_s + pause_s:
             self._roll_s = inf
         else:
-            shown_s = self._by_majority(voters, digest, now)
+            seen = (self._swim.shown_count, digest, self._floor_s)
+            if voters is not self._shown_to or seen != self._shown_of:
+                self._shown_to, self._shown_of = voters, seen
+                self._shown_until_s = self._by_majority(voters, digest)
+            shown_s = min(self._shown_until_s, now.monotonic_s + self._settings.confirm_max)
             self._needs_majority = self._needs_majority and now.monotonic_s >= shown_s
             until_s = max(until_s, shown_s)
             if self._roll_s == inf or now.monotonic_s >= self._roll_s:
@@ -96,7 +105,7 @@ class Confirmation:
             return -inf
         return etcd.lease_deadline_s
 
-    def _by_majority(self, voters: Collection[NodeId], digest: bytes, now: Instant) -> float:
+    def _by_majority(self, voters: Sequence[NodeId], digest: bytes) -> float:
         records = self._swim.table.members
         shown_s = sorted(
             (records[item].ring_digest_s for item in voters if item in records and records[item].ring_digest == digest),
@@ -104,7 +113,7 @@ class Confirmation:
         )
         others_needed = len(voters) // 2 + (self._settings.id not in voters)
         if others_needed == 0:
-            return now.monotonic_s + self._settings.confirm_max
+            return inf
         if len(shown_s) < others_needed or shown_s[others_needed - 1] < self._floor_s:
             return -inf
         return shown_s[others_needed - 1] + self._settings.confirm_max

@@ -179,8 +179,8 @@ class Swim:
         """Monotonic seconds of the last sign of any other member."""
         self.ring_digest = b""
         """Rides on acks; set by the node."""
-        self.change_count = 0
-        """Grows with every change of what this node believes of somebody."""
+        self.change_count = self.shown_count = 0
+        """Grow with every change of what this node believes of somebody; with every ring that somebody shows."""
         self.refutation_count = 0
         self.relays_dropped_count = 0
         self.pace = GOSSIP_PACES[settings.gossip_profile]
@@ -608,6 +608,7 @@ class Swim:
         """Note which ring a member showed in answer to a question."""
         if packet.epoch == record.member.epoch and sent_s > record.ring_digest_s:
             record.ring_digest, record.ring_digest_s = message.ring_digest, sent_s
+            self.shown_count += 1
 
     def _set_udp_blocked(self, record: Record, *, blocked: bool) -> None:
         record.is_udp_blocked = blocked
