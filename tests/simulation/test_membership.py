@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from chaos import simulator
 from chaos.cluster_scenarios import SETTINGS
 from chaos.simulator import Simulation
+from zephyr import node
 from zephyr.etcd.registration import encode_registration
 from zephyr.events import EvictionRequested, HoldReleaseRequested
 from zephyr.model import Failure, Member, MemberView, Outcome, ReadRequest, WriteRequest
+from zephyr.ring.ring import key_slot
 
 IDS = ["n1", "n2", "n3", "n4", "n5"]
 KEYS = [b"key-%d" % number for number in range(20)]
@@ -25,6 +28,7 @@ class Cluster:
         settings = replace(SETTINGS, join=tuple(f"n{number}:79" for number in range(1, 9)), **changes)
         self.simulation = Simulation(seed, settings=settings)
         self.simulation.tick_etcd(0.5, 600)
+        self.keys = KEYS
 
     def started(self) -> "Cluster":
         for node_id in IDS:
@@ -86,15 +90,17 @@ class Cluster:
 
     def write_all(self, value: bytes) -> None:
         """Write every key through the first node, which stands on the majority's side in each test."""
-        for key in KEYS:
-            assert self.ask("n1", WriteRequest(key, value)).failure is None
+        asked = [self.simulation.submit("n1", WriteRequest(key, value)) for key in self.keys]
+        self.wait(0.5)
+        outcomes = [item if isinstance(item, Outcome) else self.simulation.outcomes[item] for item in asked]
+        assert not any(outcome.failure for outcome in outcomes)
 
     def stale_reads(self, node_id: str, duration_s: float) -> int:
         """Read every key at one node, of one replica, again and again: how many were old, and not marked?"""
         asked = []
         for _ in range(round(duration_s / 0.1)):
+            asked += [self.simulation.submit(node_id, ReadRequest(key, quorum="1")) for key in self.keys]
             self.wait(0.1)
-            asked += [self.simulation.submit(node_id, ReadRequest(key, quorum="1")) for key in KEYS]
         self.wait(3)
         outcomes = [item if isinstance(item, Outcome) else self.simulation.outcomes[item] for item in asked]
         return sum(
@@ -368,6 +374,21 @@ def test_who_was_alone_while_etcd_was_away_removes_nobody_when_it_hears_a_majori
     assert set(cluster.authorities().values()) == {"gossip"}
 
 
+def test_a_split_into_halves_that_both_reach_etcd_changes_no_ring(cluster):
+    cluster.simulation.crash("n5")
+    cluster.wait(SETTINGS.evict_after + 3)
+    assert cluster.rings() == dict.fromkeys(IDS[:4], IDS[:4])
+    changes, proposals = cluster.change_counts(), cluster.log("eviction-proposed")
+    cluster.split("n3", "n4")
+    cluster.wait(60)
+    assert set(cluster.authorities().values()) == {"etcd"}
+    assert cluster.log("eviction-proposed") == proposals, "nobody hears more than half"
+    cluster.heal()
+    cluster.wait(15)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.change_counts() == changes
+
+
 def test_a_split_with_etcd_at_the_minority_mends(cluster):
     cluster.split("n4", "n5")
     cluster.cut_from_etcd("n1", "n2", "n3")
@@ -531,27 +552,16 @@ def test_an_outage_of_etcd_where_udp_is_blocked_stops_nobody(cluster):
 
 def test_a_node_that_stood_still_serves_nothing_before_its_view_is_confirmed():
     cluster = Cluster(replicas=3).started()
-    keys = [b"key-%d" % number for number in range(30)]
-    for key in keys:
-        assert cluster.ask("n1", WriteRequest(key, b"old")).failure is None
+    cluster.write_all(b"old")
     cluster.simulation.pause("n3", 30.0)
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
     cluster.wait(20)
     assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
-    for key in keys:
-        assert cluster.ask("n1", WriteRequest(key, b"new")).failure is None
-        if cluster.simulation.now_s > cluster.simulation.nodes["n3"].resumes_s - 3:
-            break
-    written = keys[: keys.index(key) + 1]
-    assert len(written) > 1
-    cluster.simulation.run_until(cluster.simulation.nodes["n3"].resumes_s)
+    cluster.write_all(b"new")
     # Its own clients ask at the very moment it goes on, before anything else reached it.
-    asked = [(key, cluster.simulation.submit("n3", ReadRequest(key, quorum="1"))) for key in written]
-    assert not any(isinstance(result, Outcome) for _, result in asked), "they wait"
-    cluster.wait(3)
-    outcomes = [cluster.simulation.outcomes[result] for _, result in asked]
-    for outcome in outcomes:
-        stale = outcome.record is not None and outcome.record.endswith(b"old")
-        assert outcome.is_unconfirmed or not stale
+    cluster.simulation.run_until(resumes_s - 1e-6)
+    assert any("n3" in cluster.node("n3").ring.owners(key_slot(key)) for key in KEYS)
+    assert cluster.stale_reads("n3", 3.0) == 0
     cluster.wait(10)
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
 
@@ -597,8 +607,8 @@ def test_who_was_removed_while_etcd_was_away_serves_nothing_that_it_kept_though_
     cluster.write_all(b"old")
     cluster.etcd_fails()
     cluster.wait(3)
-    cluster.simulation.pause("n3", 150.0)
-    resumes_s = cluster.simulation.now_s + 150.0
+    cluster.simulation.pause("n3", 60.0)
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
     cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
     assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
     cluster.write_all(b"new")
@@ -615,8 +625,8 @@ def test_who_was_removed_while_etcd_was_away_is_not_confirmed_by_its_lease_alone
     cluster.write_all(b"old")
     cluster.etcd_fails()
     cluster.wait(3)
-    cluster.simulation.pause("n3", 120.0)
-    resumes_s = cluster.simulation.now_s + 120.0
+    cluster.simulation.pause("n3", 60.0)
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
     cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
     cluster.write_all(b"new")
     cluster.simulation.run_until(resumes_s - 0.5)
@@ -636,3 +646,34 @@ def test_a_node_that_stood_still_past_its_lease_registers_once(seed):
     cluster.wait(3 * SETTINGS.lease_ttl + 5)
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
     assert cluster.log("n3 note registered n3") == before + 1
+
+
+def test_a_node_that_stood_still_compares_with_etcd_before_it_trusts_its_lease():
+    cluster = Cluster(replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.wait(1.5)
+    cluster.simulation.pause("n3", 6.0)  # Its lease lives on.
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
+    cluster.simulation.nodes["n3"].etcd_line_s = resumes_s + 2.0  # Its watch is late.
+    cluster.simulation._handle(cluster.simulation.nodes["n1"], EvictionRequested("n3"))
+    cluster.wait(0.5)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    cluster.write_all(b"new")
+    cluster.simulation.run_until(resumes_s)
+    assert cluster.stale_reads("n3", 3.0) == 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_however_soon_it_is_back_a_node_that_was_out_of_the_ring_drops_what_it_kept(monkeypatch):
+    monkeypatch.setattr(simulator, "TIMER_STEP_S", 0.05)
+    monkeypatch.setattr(node, "SLICE_KEYS", 1)  # What it keeps takes long to drop.
+    cluster = Cluster(replicas=3).started()
+    cluster.keys = [b"key-%d" % number for number in range(400)]
+    cluster.write_all(b"old")
+    cluster.simulation.pause("n3", 25.0)
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
+    cluster.wait(15)
+    cluster.write_all(b"new")
+    cluster.simulation.run_until(resumes_s - 0.05)
+    assert cluster.stale_reads("n3", 0.5) == 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
