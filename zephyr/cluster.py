@@ -100,6 +100,8 @@ class Reconciler:
         """Who was removed while gossip led -> boot epoch; kept until etcd has dropped that life too."""
         self._base_heard_since_s = inf
         """Since when most of `_base` is heard; infinity while it is not."""
+        self._was_minority = False
+        """For a time, since gossip leads, it was not."""
         self._takeover_since_s: float | None = None
         self.stood_still_s = -inf
         """Until when this node did not run, while it has not been registered since, for sure. Set by the node."""
@@ -183,7 +185,7 @@ class Reconciler:
             return self._take_over(etcd, now)
         if not etcd.is_known or not (is_current or self.ring_members or self._committed()):
             return self._start_cold(now)
-        if is_current or self._before(silent_s + GOSSIP_LEADS_AFTER_S, now) or not self._committed():
+        if is_current or self._before(silent_s + GOSSIP_LEADS_AFTER_S, now):
             return self._let_etcd_lead(etcd, now)
         return self._let_gossip_lead(etcd, now)
 
@@ -230,7 +232,7 @@ class Reconciler:
             # Any committed view comes before a provisional one.
             self._adoption_count = -1 if self.has_provisional_ring else etcd.adoption_count
             self._base = dict(self.ring_members)
-            self._base_heard_since_s = inf
+            self._base_heard_since_s, self._was_minority = inf, False
             self._held_since_s = None
             notes.append(
                 _note(now, "gossip-leads", "", "ring", f"etcd is silent for everybody heard: {etcd.status(now).reason}")
@@ -261,7 +263,7 @@ class Reconciler:
         Whom this node lost while it heard a minority may well live: their time begins anew with the majority.
         """
         if 2 * sum(map(self._is_heard, self._base)) <= len(self._base):
-            self._base_heard_since_s = inf
+            self._base_heard_since_s, self._was_minority = inf, True
         elif self._base_heard_since_s == inf:
             self._base_heard_since_s = now.monotonic_s
 
@@ -274,7 +276,10 @@ class Reconciler:
         return is_mass and 2 * sum(map(self._is_heard, lost)) > len(lost)
 
     def _is_left_behind(self, etcd: EtcdMembership) -> bool:
-        """Whether the others went on without this node: it was evicted, or most of the last view stayed registered."""
+        """Whether the others went on without this node.
+
+        It was evicted; or most of the last view stayed registered, or some of it while this node heard a minority.
+        """
         own = self.settings.id
         if own in etcd.registrations or own not in self._base or len(self._base) == 1:
             return False
@@ -283,7 +288,7 @@ class Reconciler:
             item in registrations and registrations[item].member.epoch == member.epoch
             for item, member in self._base.items()
         )
-        return etcd.departed.get(own) == "evicted" or 2 * kept > len(self._base)
+        return etcd.departed.get(own) == "evicted" or 2 * kept > len(self._base) or (kept > 0 and self._was_minority)
 
     def _take_over(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
         """With etcd back: its word counts once everybody who is heard has registered, or after a while.

@@ -223,6 +223,19 @@ def test_a_mass_loss_holds_the_whole_ring_until_all_are_back(cluster):
     assert cluster.no_ring_changed()
 
 
+def test_gossip_leads_when_etcd_goes_away_after_it_lost_everything(cluster):
+    cluster.simulation.etcd.revoke_all()
+    cluster.wait(0.006)
+    assert not any(cluster.node(node_id).etcd.registrations for node_id in IDS)
+    cluster.etcd_fails()
+    cluster.wait(6)
+    assert set(cluster.authorities().values()) == {"gossip"}
+    assert cluster.no_ring_changed()
+    cluster.simulation.crash("n5")
+    cluster.wait(SETTINGS.gossip_evict_after + MACHINE_SILENT_S)
+    assert cluster.rings() == dict.fromkeys(IDS[:4], IDS[:4])
+
+
 def test_an_operator_lets_a_held_ring_go(cluster):
     for node_id in IDS[1:]:  # They cannot register again.
         cluster.node(node_id).relay.poll = lambda *_: []
@@ -636,6 +649,21 @@ def test_who_was_removed_while_etcd_was_away_is_not_confirmed_by_its_lease_alone
     cluster.heal()
     cluster.wait(5)
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_half_of_a_cluster_whose_leases_ended_while_it_was_cut_off_serves_nothing_that_it_kept():
+    cluster = Cluster(replicas=3).started()
+    cluster.simulation.crash("n5")
+    cluster.wait(SETTINGS.evict_after + 3)
+    cluster.write_all(b"old")
+    cluster.split("n3", "n4")
+    cluster.cut_from_etcd("n3", "n4")
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.lease_ttl)
+    assert cluster.rings()["n1"] == ["n1", "n2"]
+    cluster.write_all(b"new")
+    cluster.heal()
+    assert cluster.stale_reads("n3", 6.0) == 0
+    assert cluster.rings() == dict.fromkeys(IDS[:4], IDS[:4])
 
 
 @pytest.mark.parametrize("seed", range(1, 7))
