@@ -99,6 +99,30 @@ def test_a_node_lists_then_watches_then_registers_under_a_lease():
     assert machine.lease_deadline_s == pytest.approx(10.1), "the lease lives from the sending on"
 
 
+def test_a_lease_that_was_wanted_again_while_it_was_granted_is_granted_once():
+    machine = Fixture().machine
+    machine.start(at(0))
+    effects = calls(machine.on_snapshot(EtcdSnapshotRead(10, (settings_pair(),)), at(0.1)))
+    assert GrantLease(10) in effects
+    machine.on_watched(EtcdWatched(1, 11, (KeyChange(KEYS.member("n2"), None, 11, 0),)), at(0.15))
+    [put] = calls(machine.on_granted(LeaseGranted(77, 10, 0.1), at(0.2)))
+    assert isinstance(put, TransactKey)
+    assert calls(machine.poll(at(0.3))) == []
+
+
+def test_a_second_listing_tells_only_what_changed():
+    machine = Fixture().registered(registration("n2"), registration("n3"))
+    machine.on_watch_ended(EtcdWatchEnded(1, "stream ended"), at(1))
+    own = pair(KEYS.member("n1"), encode_registration(MEMBER), 11, 77)
+    listing = EtcdSnapshotRead(14, (settings_pair(), own, registration("n2"), registration("n4")))
+    told = [
+        (effect.entry.kind, effect.entry.member, effect.entry.detail)
+        for effect in machine.on_snapshot(listing, at(1.1))
+        if isinstance(effect, Note)
+    ]
+    assert told == [("registration", "n4", "serving, epoch 700"), ("registration-gone", "n3", "expired")]
+
+
 def test_the_first_node_writes_the_cluster_settings_and_reads_them_back():
     machine = Fixture().machine
     machine.start(at(0))

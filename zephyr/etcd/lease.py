@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
+from types import MappingProxyType
 
 from zephyr.config import HASH_VERSION, Settings
 from zephyr.etcd.registration import (
@@ -335,11 +337,12 @@ class EtcdMembership:
         old_generation = self.generation
         self.registrations, self.evicted, self._keys, self.cluster_settings = {}, {}, {}, None
         for pair in event.pairs:
-            notes += self._take(pair, now)
+            notes += self._take(pair, now, previous)
         wiped = wiped or 0 < old_generation != self.generation > 0
         for node_id in previous:
             if node_id not in self.registrations:
-                self._depart(previous[node_id].member)
+                manner = self._depart(previous[node_id].member)
+                notes.append(self._note(now, "registration-gone", node_id, manner))
         self.revision = event.revision
         self.verified_sent_s = self._snapshot_sent_s
         self.listed = True
@@ -669,13 +672,15 @@ class EtcdMembership:
         reason = f"cluster {self.settings.cluster} has other settings: {', '.join(differing)}"
         return [self._note(now, "settings-differ", self.member.id, reason), Stop(1, reason)]
 
-    def _take(self, pair: KeyValue, now: Instant) -> list[Effect]:
-        """Take in one key that exists."""
+    def _take(
+        self, pair: KeyValue, now: Instant, previous: Mapping[NodeId, Registration] = MappingProxyType({})
+    ) -> list[Effect]:
+        """Take in one key that exists. `previous`: the registrations before a listing, which tells of all anew."""
         self._keys[pair.key] = pair.mod_revision
         kind, name = self.keyspace.kind(pair.key)
         try:
             if kind == "members":
-                return self._take_member(name, pair, now)
+                return self._take_member(name, pair, previous.get(name, self.registrations.get(name)), now)
             if kind == "evictions":
                 self.evicted[name] = EvictionMark.decode(pair.value)
             elif kind == "settings":
@@ -688,9 +693,8 @@ class EtcdMembership:
             return [self._note(now, "unusable-key", name[:64], f"{pair.key[:200]!r}: {error}")]
         return []
 
-    def _take_member(self, name: str, pair: KeyValue, now: Instant) -> list[Effect]:
+    def _take_member(self, name: str, pair: KeyValue, before: Registration | None, now: Instant) -> list[Effect]:
         member = decode_registration(name, pair.value)
-        before = self.registrations.get(name)
         self.registrations[name] = Registration(member, pair.mod_revision, pair.lease_id)
         self.departed.pop(name, None)
         if name == self.member.id:
