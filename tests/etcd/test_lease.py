@@ -110,6 +110,24 @@ def test_a_lease_that_was_wanted_again_while_it_was_granted_is_granted_once():
     assert calls(machine.poll(at(0.3))) == []
 
 
+def test_a_registration_refused_after_an_outage_leads_to_a_new_lease_without_a_wait_for_the_old_ones_keep_alive():
+    machine = Fixture().registered()
+    [keep_alive] = calls(machine.poll(at(3.6)))[-1:]
+    assert keep_alive == KeepLeaseAlive(77)
+    machine.on_failed(EtcdCallFailed(keep_alive, "deadline", definite=False), at(5.6))
+    machine.on_watch_ended(EtcdWatchEnded(1, "stream ended"), at(5.6))
+    assert KeepLeaseAlive(77) in calls(machine.poll(at(5.9)))
+    effects = calls(machine.on_snapshot(EtcdSnapshotRead(20, (settings_pair(),)), at(20)))
+    [put] = [effect for effect in effects if isinstance(effect, TransactKey)]
+    effects = calls(machine.on_failed(EtcdCallFailed(put, "requested lease not found", definite=True), at(20.1)))
+    assert effects == [GrantLease(10)]
+    [put] = calls(machine.on_granted(LeaseGranted(78, 10, 20.1), at(20.2)))
+    assert put.lease_id == 78
+    assert machine.reachable
+    assert machine.on_failed(EtcdCallFailed(KeepLeaseAlive(77), "deadline", definite=False), at(20.3)) == []
+    assert machine.reachable, "what became of the old lease's keep-alive tells nothing"
+
+
 def test_a_second_listing_tells_only_what_changed():
     machine = Fixture().registered(registration("n2"), registration("n3"))
     machine.on_watch_ended(EtcdWatchEnded(1, "stream ended"), at(1))

@@ -471,10 +471,17 @@ class EtcdMembership:
         duty = self._duty_of(event.effect)
         if duty is None or not duty.in_flight:
             return []
+        if isinstance(event.effect, KeepLeaseAlive) and event.effect.lease_id != self.lease_id:
+            duty.in_flight = False  # Of a former lease: sent long ago, it tells nothing of now.
+            return self._plan(now)
         duty.fail(now.monotonic_s, self._rng)
         if event.definite and duty in (self._register, self._publish_settings):
-            # etcd refused it: most likely the lease has ended. A keep-alive tells.
-            self._doubt_lease(now)
+            # etcd refused it: most likely the lease has ended. A keep-alive tells; but when those failed of late, one
+            # may still wait for an etcd that was away, and a new lease is quicker.
+            if self._keep_alive.failures:
+                self.lease_id, self.lease_deadline_s = 0, None
+            else:
+                self._doubt_lease(now)
         notes: list[Effect] = []
         if self.reachable:
             self._reason_since_s = now.monotonic_s
