@@ -117,8 +117,10 @@ def test_a_registration_refused_after_an_outage_leads_to_a_new_lease_without_a_w
     machine.on_failed(EtcdCallFailed(keep_alive, "deadline", definite=False), at(5.6))
     machine.on_watch_ended(EtcdWatchEnded(1, "stream ended"), at(5.6))
     assert KeepLeaseAlive(77) in calls(machine.poll(at(5.9)))
-    effects = calls(machine.on_snapshot(EtcdSnapshotRead(20, (settings_pair(),)), at(20)))
-    [put] = [effect for effect in effects if isinstance(effect, TransactKey)]
+    machine.on_snapshot(EtcdSnapshotRead(20, (settings_pair(),)), at(20))
+    assert machine.must_be_heard, "its lease ended long ago"
+    [put] = calls(machine.allow_registration(allowed=True, now=at(20)))
+    assert isinstance(put, TransactKey)
     effects = calls(machine.on_failed(EtcdCallFailed(put, "requested lease not found", definite=True), at(20.1)))
     assert effects == [GrantLease(10)]
     [put] = calls(machine.on_granted(LeaseGranted(78, 10, 20.1), at(20.2)))

@@ -506,6 +506,23 @@ def test_a_committed_view_comes_before_a_provisional_one():
     assert cluster.rings()["n1"] == IDS
 
 
+@pytest.mark.parametrize("seed", [3, 4, 6])  # With each, the lease ends before the eviction commits.
+def test_whose_lease_ended_long_ago_registers_when_it_hears_a_majority_and_not_before(seed):
+    cluster = Cluster(seed).started()
+    cluster.split("n3")
+    cluster.cut_from_etcd("n3")
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    changes = cluster.change_counts()
+    cluster.simulation.cut_from_etcd.clear()
+    cluster.wait(20)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    assert cluster.change_counts()["n1"] == changes["n1"]
+    cluster.heal()
+    cluster.wait(5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
 def test_who_reaches_etcd_and_hears_nobody_is_isolated_and_proposes_nothing(cluster):
     cluster.split("n3")
     cluster.wait(MACHINE_SILENT_S)

@@ -141,6 +141,8 @@ class EtcdMembership:
         """Until then what a peer read from etcd counts as etcd's own word."""
         self.adoption_count = 0
         """How often a peer's listing took the place of this node's own."""
+        self.must_be_heard = False
+        """This node was evicted, or its lease ended a while ago: it registers when most of the registered hear it."""
         self.left = False
         """The leave is done: etcd was told, or could not be."""
         self._rng = rng
@@ -149,9 +151,8 @@ class EtcdMembership:
         self._watch_id = 0
         self._revision_when_sent = 0
         self._snapshot_sent_s = self._check_sent_s = -inf
-        self._leaving = False
+        self._leaving = self._epoch_used = False
         self._leave_deadline_s = inf
-        self._epoch_used = False
         self._registration_allowed = True
         self._register_pause_until_s = -inf
         self._epoch_highest = member.epoch
@@ -278,10 +279,11 @@ class EtcdMembership:
         for registration in view.registrations:
             self.registrations[registration.member.id] = registration
             self.departed.pop(registration.member.id, None)
+        self.must_be_heard = self.must_be_heard and self.member.id not in self.registrations
         told = dict(view.departed)
         for node_id in previous:
             if node_id not in self.registrations:
-                self._set_departed(node_id, told.get(node_id, "expired"))
+                self._set_departed(node_id, told.get(node_id, "expired"), now)
         own = self.registrations.get(self.member.id)
         self._epoch_highest = max(self._epoch_highest, own.member.epoch if own else 0)
         if view.generation:
@@ -341,7 +343,7 @@ class EtcdMembership:
         wiped = wiped or 0 < old_generation != self.generation > 0
         for node_id in previous:
             if node_id not in self.registrations:
-                manner = self._depart(previous[node_id].member)
+                manner = self._depart(previous[node_id].member, now)
                 notes.append(self._note(now, "registration-gone", node_id, manner))
         self.revision = event.revision
         self.verified_sent_s = self._snapshot_sent_s
@@ -705,6 +707,7 @@ class EtcdMembership:
         self.registrations[name] = Registration(member, pair.mod_revision, pair.lease_id)
         self.departed.pop(name, None)
         if name == self.member.id:
+            self.must_be_heard = False
             self._epoch_highest = max(self._epoch_highest, member.epoch)
         if before is None or before.member != member:
             return [self._note(now, "registration", name, f"{member.state}, epoch {member.epoch}")]
@@ -719,25 +722,28 @@ class EtcdMembership:
         elif kind == "settings":
             self.cluster_settings = None
         elif kind == "members" and name in self.registrations:
-            manner = self._depart(self.registrations[name].member)
+            manner = self._depart(self.registrations[name].member, now)
             self._forget(name)
             return [self._note(now, "registration-gone", name, manner)]
         return []
 
-    def _depart(self, member: Member) -> str:
+    def _depart(self, member: Member, now: Instant) -> str:
         """Tell how a member went: a leave is announced first, an eviction has its mark, a lease just ends."""
         mark = self.evicted.get(member.id)
         is_evicted = mark is not None and mark.epoch == member.epoch
         manner = "left" if member.state == "leaving" else "evicted" if is_evicted else "expired"
-        self._set_departed(member.id, manner)
+        self._set_departed(member.id, manner, now)
         return manner
 
-    def _set_departed(self, node_id: NodeId, manner: str) -> None:
+    def _set_departed(self, node_id: NodeId, manner: str, now: Instant) -> None:
         while len(self.departed) >= DEPARTED_MAX:
             del self.departed[next(iter(self.departed))]
         self.departed[node_id] = manner
-        if node_id == self.member.id and manner == "evicted":
-            self._registration_allowed = False  # Until the reconciler finds that most of the others hear this node.
+        if node_id == self.member.id:
+            ended_s = inf if self.lease_deadline_s is None else self.lease_deadline_s
+            is_late = manner == "expired" and now.monotonic_s > ended_s + self.settings.expiry_grace
+            self.must_be_heard = manner == "evicted" or is_late
+            self._registration_allowed = self._registration_allowed and not self.must_be_heard
 
     def _forget(self, name: NodeId) -> None:
         self.registrations.pop(name, None)
