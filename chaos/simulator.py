@@ -264,8 +264,8 @@ class Simulation:
             self.at(simulated.etcd_line_s, lambda: self._handle(simulated, event))
 
         def arrive() -> None:
-            if simulated.stopped:
-                return
+            if simulated.stopped or (isinstance(effect, WatchKeys) and effect.watch_id != simulated.watch_id):
+                return  # A watch that was given up before it began.
             if self.etcd_reachable(node_id):
                 answer = self.etcd.execute(node_id, effect, sent_s, self.now_s, deliver)
                 if answer is not None:

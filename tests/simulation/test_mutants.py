@@ -19,8 +19,14 @@ def started(scenario: Callable[[Cluster], None]) -> Callable[[pytest.MonkeyPatch
     return lambda _monkeypatch: scenario(Cluster().started())
 
 
-def seeded(scenario: Callable[[int], None], seed: int = 1) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda _monkeypatch: scenario(seed)
+def seeded(scenario: Callable[[int], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Run a scenario with several seeds: one that turns red is enough."""
+
+    def run(_monkeypatch: pytest.MonkeyPatch) -> None:
+        for seed in range(1, 6):
+            scenario(seed)
+
+    return run
 
 
 def alone(scenario: Callable[[], None]) -> Callable[[pytest.MonkeyPatch], None]:

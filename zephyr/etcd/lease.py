@@ -740,7 +740,7 @@ class EtcdMembership:
             del self.departed[next(iter(self.departed))]
         self.departed[node_id] = manner
         if node_id == self.member.id:
-            ended_s = inf if self.lease_deadline_s is None else self.lease_deadline_s
+            ended_s = self.lease_sent_s + self.settings.lease_ttl
             is_late = manner == "expired" and now.monotonic_s > ended_s + self.settings.expiry_grace
             self.must_be_heard = manner == "evicted" or is_late
             self._registration_allowed = self._registration_allowed and not self.must_be_heard
