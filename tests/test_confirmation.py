@@ -39,13 +39,14 @@ class One:
         self.etcd.verified_sent_s = 1.0
 
     def until(self, second: float, owners=tuple(IDS)) -> float:
-        self.effects = self.confirmation.update(IDS, owners, DIGEST, at(second))
+        self.effects = self.confirmation.update(IDS, DIGEST, at(second), is_owner="n1" in owners)
         return self.confirmation.until_s
 
     def shown(self, sent_s: float, *ids: str, digest: bytes = DIGEST) -> None:
         for node_id in ids:
             record = self.swim.table.members[node_id]
             record.ring_digest, record.ring_digest_s = digest, sent_s
+            self.swim.shown_count += 1
 
 
 def test_a_lease_confirms_until_its_deadline_but_not_beyond_half_a_lease_without_an_event():
@@ -93,6 +94,17 @@ def test_after_standing_still_nothing_counts_that_was_asked_before():
     assert one.until(now_s) == now_s + SETTINGS.lease_ttl / 2
 
 
+def test_who_was_not_confirmed_for_long_needs_a_majority_once():
+    one = One()
+    assert one.until(2) > 2
+    now_s = 2 + SETTINGS.gossip_evict_after - SETTINGS.lease_ttl + 0.1
+    one.etcd.lease_sent_s, one.etcd.lease_deadline_s = now_s, now_s + 10
+    assert one.until(now_s) == -inf, "others may have removed it while etcd was away"
+    one.shown(now_s, "n2", "n3")
+    assert one.until(now_s) == now_s + SETTINGS.confirm_max
+    assert one.until(now_s) == now_s + SETTINGS.lease_ttl / 2, "from then on the lease is enough again"
+
+
 def test_a_new_lease_without_a_registration_under_it_confirms_nothing():
     one = One()
     one.etcd.lease_id = 78
@@ -102,7 +114,7 @@ def test_a_new_lease_without_a_registration_under_it_confirms_nothing():
 def test_alone_in_its_view_a_node_is_its_own_majority():
     one = One()
     one.etcd.lease_deadline_s = None
-    one.confirmation.update(["n1"], ["n1"], DIGEST, at(2))
+    one.confirmation.update(["n1"], DIGEST, at(2), is_owner=True)
     assert one.confirmation.until_s == 2 + SETTINGS.confirm_max
 
 
@@ -110,5 +122,5 @@ def test_without_etcd_a_view_is_always_confirmed():
     settings = replace(SETTINGS, etcd=())
     confirmation = Confirmation(settings, None, Swim(settings, member("n1"), random.Random(1)), at(0))
     assert not confirmation.stood_still(at(100))
-    assert confirmation.update(IDS, (), DIGEST, at(100)) == []
+    assert confirmation.update(IDS, DIGEST, at(100), is_owner=False) == []
     assert confirmation.until_s == inf

@@ -312,7 +312,7 @@ def test_who_is_unknown_to_gossip_but_connected_is_left_alone():
 
 def test_who_was_evicted_registers_again_only_when_it_has_heard_most_of_the_registered_since():
     registry = heard("n2", "n3", "n4")
-    registry.etcd.departed["n1"] = "evicted"
+    registry.etcd._set_departed("n1", "evicted", at(1.9))
     registry.say(member("n2"), member("n3"), member("n4"))
     _, effects = registry.reconciler.reconcile({}, at(2))
     assert sum(isinstance(effect, SendDatagram) for effect in effects) == 3, "it asks them all"

@@ -98,12 +98,18 @@ class Reconciler:
         """Of the listing that `_base` is from."""
         self._removed: dict[NodeId, int] = {}
         """Who was removed while gossip led -> boot epoch; kept until etcd has dropped that life too."""
+        self._base_heard_since_s = inf
+        """Since when most of `_base` is heard; infinity while it is not."""
+        self._was_minority = False
+        """For a time, since gossip leads, it was not."""
         self._takeover_since_s: float | None = None
         self.stood_still_s = -inf
         """Until when this node did not run, while it has not been registered since, for sure. Set by the node."""
         self.is_isolated = False
         """etcd is reached, and nobody else."""
         self._asked_s = -inf
+        self.voters: tuple[NodeId, ...] = ()
+        """The last view: whose majority confirms a ring, and may change one while etcd is silent."""
         self._authority: Authority = "none"
         self._authority_since_s = 0.0
         self._witness: dict[NodeId, tuple[EtcdWitness, float]] = {}
@@ -134,9 +140,11 @@ class Reconciler:
             self._close_ring(connected, now)
             heard = [item for item in self.etcd.registrations if self._is_heard(item)]
             self.evictions.count(heard, now)
-            gone = self._gone(self.etcd, connected, self.evictions.majority_since_s)
+            gone = self._gone(self.etcd, connected, self.evictions.majority_since_s, now)
             effects += self.evictions.propose(gone, heard, now)
             effects += self.evictions.allow_registration(now)
+            last_view = self.etcd.registrations if self.lead == "etcd" else self._base or self._standing
+            self.voters = tuple(last_view)
         effects += self._look_for_others(self.etcd, now)
         authority = self._named_authority(now)
         if authority != self._authority:
@@ -177,12 +185,12 @@ class Reconciler:
             return self._take_over(etcd, now)
         if not etcd.is_known or not (is_current or self.ring_members or self._committed()):
             return self._start_cold(now)
-        if is_current or self._before(silent_s + GOSSIP_LEADS_AFTER_S, now) or not self._committed():
+        if is_current or self._before(silent_s + GOSSIP_LEADS_AFTER_S, now):
             return self._let_etcd_lead(etcd, now)
         return self._let_gossip_lead(etcd, now)
 
     def _committed(self) -> dict[NodeId, Member]:
-        """Owners by etcd's word. A joining member is none yet, nor one removed while gossip led and still dead."""
+        """Owners by etcd's word. A joining member is none yet, nor a life that was removed while gossip led."""
         assert self.etcd is not None
         registrations = self.etcd.registrations.values()
         return {
@@ -224,6 +232,7 @@ class Reconciler:
             # Any committed view comes before a provisional one.
             self._adoption_count = -1 if self.has_provisional_ring else etcd.adoption_count
             self._base = dict(self.ring_members)
+            self._base_heard_since_s, self._was_minority = inf, False
             self._held_since_s = None
             notes.append(
                 _note(now, "gossip-leads", "", "ring", f"etcd is silent for everybody heard: {etcd.status(now).reason}")
@@ -231,10 +240,15 @@ class Reconciler:
         self.lead, self._takeover_since_s = "gossip", None
         if self._adoption_count != etcd.adoption_count:
             self._adoption_count = etcd.adoption_count
-            self._base, self.has_provisional_ring = self._committed() or self._base, False
-        if 2 * sum(map(self._is_heard, self._base)) > len(self._base):
+            committed = self._committed()
+            if self.has_provisional_ring or not self._is_doubtful(etcd, committed):
+                self._base, self.has_provisional_ring = committed or self._base, False
+        self._listen_to_base(now)
+        if self._base_heard_since_s < inf:
             for node_id, member in self._base.items():
-                if node_id not in self._removed and self._is_gone_for_long(node_id, member, now):
+                if node_id in self._removed:
+                    continue
+                if self._is_gone_for_long(node_id, member, now, self._base_heard_since_s):
                     self._removed[node_id] = self._newest(member).epoch
                     detail = f"gossip says {self._said(node_id, member)}, and etcd is silent"
                     notes.append(_note(now, "removed", node_id, "ring", detail))
@@ -243,18 +257,59 @@ class Reconciler:
         }
         return notes
 
+    def _listen_to_base(self, now: Instant) -> None:
+        """Take note whether most of the last view is heard.
+
+        Whom this node lost while it heard a minority may well live: their time begins anew with the majority.
+        """
+        if 2 * sum(map(self._is_heard, self._base)) <= len(self._base):
+            self._base_heard_since_s, self._was_minority = inf, True
+        elif self._base_heard_since_s == inf:
+            self._base_heard_since_s = now.monotonic_s
+
+    def _is_doubtful(self, etcd: EtcdMembership, committed: dict[NodeId, Member]) -> bool:
+        """Whether a peer's listing lacks so many of the last view, and gossip hears them, that etcd has lost them."""
+        lost = [
+            item for item in self._base if item not in committed and etcd.departed.get(item) not in ("left", "evicted")
+        ]
+        is_mass = len(lost) >= max(MASS_LOSS_MIN, (len(self._base) + 1) // 2)
+        return is_mass and 2 * sum(map(self._is_heard, lost)) > len(lost)
+
+    def _is_left_behind(self, etcd: EtcdMembership) -> bool:
+        """Whether the others went on without this node.
+
+        It was evicted; or most of the last view stayed registered, or some of it while this node heard a minority.
+        """
+        own = self.settings.id
+        if own in etcd.registrations or own not in self._base or len(self._base) == 1:
+            return False
+        registrations = etcd.registrations
+        kept = sum(
+            item in registrations and registrations[item].member.epoch == member.epoch
+            for item, member in self._base.items()
+        )
+        return etcd.departed.get(own) == "evicted" or 2 * kept > len(self._base) or (kept > 0 and self._was_minority)
+
     def _take_over(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
-        """With etcd back: its word counts once everybody who is heard has registered, or after a while."""
+        """With etcd back: its word counts once everybody who is heard has registered, or after a while.
+
+        Who was left behind is out of the ring first: what it keeps lacks what the others wrote meanwhile.
+        """
         if self._takeover_since_s is None:
             self._takeover_since_s = now.monotonic_s
+        if self._is_left_behind(etcd):
+            del self._base[self.settings.id]
+            self._standing = {item: member for item, member in self._standing.items() if item != self.settings.id}
+        self._listen_to_base(now)
         missing = [item for item in self._heard_ids() if item not in etcd.registrations]
         is_early = bool(missing) and self._before(self._takeover_since_s + self.settings.takeover_max, now)
         if not self._committed() or is_early:
             self.lead = "takeover"
             return []
-        self._takeover_since_s, self.has_provisional_ring, self.lead = None, False, "etcd"
         self._vanished_s.clear()
-        self._settled = {}
+        # Who has not registered in time may have a moment more, or the ring is held: etcd may have lost most of it.
+        self._settled = {} if self.has_provisional_ring else dict(self._standing)
+        self._takeover_since_s, self.has_provisional_ring, self.lead = None, False, "etcd"
         who = f"without {', '.join(missing)}" if missing else "everybody who is heard has registered"
         return [_note(now, "etcd-leads", "", "ring", who), *self._let_etcd_lead(etcd, now)]
 
@@ -349,13 +404,14 @@ class Reconciler:
         other = self.swim.member if member.id == self.settings.id else record.member if record is not None else member
         return other if other.epoch > member.epoch else member
 
-    def _is_gone_for_long(self, node_id: NodeId, member: Member, now: Instant) -> bool:
-        """Whether gossip has called this life left, or dead for `gossip_evict_after`."""
+    def _is_gone_for_long(self, node_id: NodeId, member: Member, now: Instant, from_s: float = -inf) -> bool:
+        """Whether gossip has called this life left, or dead for `gossip_evict_after`, not counting what was before."""
         said, record = self._said(node_id, member), self.swim.table.members.get(node_id)
         if said == "left":
             return True
-        is_dead = said == "dead" and record is not None
-        return is_dead and not self._before(record.since_s + self.settings.gossip_evict_after, now)  # type: ignore[union-attr]
+        if said != "dead" or record is None:
+            return False
+        return not self._before(max(record.since_s, from_s) + self.settings.gossip_evict_after, now)
 
     def _said(self, node_id: NodeId, member: Member) -> GossipWitness:
         """Return what gossip says of a life; one that it has not met is unknown, whatever became of the last."""
@@ -386,26 +442,30 @@ class Reconciler:
     # --- evictions ------------------------------------------------------------------------------------
 
     def _gone(
-        self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float
+        self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float, now: Instant
     ) -> dict[NodeId, tuple[float, str]]:
-        """Return who of the registered may be evicted: id -> (from which second on, what gossip says)."""
+        """Return who of the registered may be evicted: id -> (from which second on, why)."""
         gone: dict[NodeId, tuple[float, str]] = {}
         for node_id, registration in sorted(etcd.registrations.items()):
             said, record = self._said(node_id, registration.member), self.swim.table.members.get(node_id)
             if said == "unknown" and not connected.get(node_id):
-                gone[node_id] = (self._unknown_s[node_id] + self.settings.unknown_timeout, said)
+                gone[node_id] = (self._unknown_s[node_id] + self.settings.unknown_timeout, "gossip says unknown")
+            elif self._is_removed(registration.member):
+                gone[node_id] = (now.monotonic_s, f"removed while etcd was away; gossip says {said}")
             elif said in ("dead", "left") and record is not None:
-                is_at_once = said == "left" or self._is_removed(registration.member)
                 dead_s = max(record.since_s, majority_since_s) + self.settings.evict_after
-                gone[node_id] = (record.since_s if is_at_once else dead_s, said)
+                gone[node_id] = (record.since_s if said == "left" else dead_s, f"gossip says {said}")
         gone.pop(self.settings.id, None)
         return gone
 
     def _forget_removed(self, etcd: EtcdMembership) -> None:
-        """Who was removed while gossip led stays out until it lives again, or etcd has dropped that life."""
+        """Who was removed while gossip led stays out until etcd has dropped that life, even if it lives.
+
+        It may not know that it was out, and would serve what it kept; its eviction tells it.
+        """
         for node_id, epoch in list(self._removed.items()):
             registration = etcd.registrations.get(node_id)
-            if registration is None or registration.member.epoch > epoch or not self._is_gone(node_id):
+            if registration is None or registration.member.epoch > epoch:
                 del self._removed[node_id]
 
     def eviction_objection(self, node_id: NodeId) -> str:
@@ -430,13 +490,6 @@ class Reconciler:
     def is_plain(self) -> bool:
         """Whether the ring is just what etcd has registered: no hold, no grace, nobody removed meanwhile."""
         return self.lead == "etcd" and not self._vanished_s and not self._removed
-
-    @property
-    def voters(self) -> list[NodeId]:
-        """The last view: whose majority confirms a ring, and may change one while etcd is silent."""
-        if self.lead == "etcd" and self.etcd is not None:
-            return list(self.etcd.registrations)
-        return list(self._base or self._standing)
 
     def _look_for_others(self, etcd: EtcdMembership | None, now: Instant) -> list[Effect]:
         """Find out whether etcd is reached and nobody of several others gives a sign: this node is the one cut off.

@@ -10,11 +10,15 @@ two says that it is still right:
 A gap of more than half a lease without any event means that this node did not run: whatever was asked before it counts
 for nothing, since the answers may have waited as long; and etcd has to be compared with anew. The lease is the cheap
 way; only while it does not suffice is everybody asked for the digest, twice in each `confirm_max`.
+
+A lease vouches for nothing where gossip led: etcd may have been away for longer than `gossip_evict_after`, and have
+come back and given every lease its time again, the one of a life that the others removed meanwhile too. So who was not
+sure of its view for about as long needs the others once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from math import inf
 
 from zephyr.config import Settings
@@ -38,6 +42,16 @@ class Confirmation:
         """What was asked earlier counts for nothing."""
         self._event_s = now.monotonic_s
         self._roll_s = inf
+        self._confirmed_s = now.monotonic_s
+        """When the view was confirmed last, or there was nothing to confirm."""
+        self._absence_max_s = max(0.0, settings.gossip_evict_after - settings.lease_ttl)
+        """Gossip removes nobody sooner whose lease was just renewed."""
+        self._needs_majority = False
+        """It was not confirmed for so long that others may have removed this life."""
+        self._shown_until_s = -inf
+        """Until when a majority vouches for the view: found anew when what it follows from changed."""
+        self._shown_of: tuple[int, bytes, float] = (-1, b"", -inf)
+        self._shown_to: Sequence[NodeId] = ()
 
     def deadline(self) -> float:
         """Return the monotonic second at which everybody is to be asked."""
@@ -52,26 +66,37 @@ class Confirmation:
         self._etcd.verify(now)
         return True
 
-    def update(
-        self, voters: Collection[NodeId], owners: Collection[NodeId], digest: bytes, now: Instant
-    ) -> list[Effect]:
-        """Find out until when the view is confirmed. `voters`: the last view, whose majority decides."""
+    def update(self, voters: Sequence[NodeId], digest: bytes, now: Instant, *, is_owner: bool) -> list[Effect]:
+        """Find out until when the view is confirmed; called with each event, so it must cost next to nothing.
+
+        `voters`: the last view, whose majority decides; another list when it changed.
+        """
         if self._etcd is None:
             return []
-        if self._settings.id not in owners:
+        if not is_owner:
             self.until_s, self._roll_s = -inf, inf
+            self._confirmed_s, self._needs_majority = now.monotonic_s, False
             return []
         pause_s = self._settings.confirm_max / 2
-        until_s = self._by_lease(self._etcd)
+        self._needs_majority |= now.monotonic_s > self._confirmed_s + self._absence_max_s
+        until_s = -inf if self._needs_majority else self._by_lease(self._etcd)
         effects: list[Effect] = []
         if until_s > now.monotonic_s + pause_s:
             self._roll_s = inf
         else:
-            until_s = max(until_s, self._by_majority(voters, digest, now))
+            seen = (self._swim.shown_count, digest, self._floor_s)
+            if voters is not self._shown_to or seen != self._shown_of:
+                self._shown_to, self._shown_of = voters, seen
+                self._shown_until_s = self._by_majority(voters, digest)
+            shown_s = min(self._shown_until_s, now.monotonic_s + self._settings.confirm_max)
+            self._needs_majority = self._needs_majority and now.monotonic_s >= shown_s
+            until_s = max(until_s, shown_s)
             if self._roll_s == inf or now.monotonic_s >= self._roll_s:
                 self._roll_s = now.monotonic_s + pause_s
                 effects = self._swim.call_roll(now)
         self.until_s = min(until_s, now.monotonic_s + self._gap_max_s)
+        if now.monotonic_s < self.until_s:
+            self._confirmed_s = now.monotonic_s
         return effects
 
     def _by_lease(self, etcd: EtcdMembership) -> float:
@@ -80,7 +105,7 @@ class Confirmation:
             return -inf
         return etcd.lease_deadline_s
 
-    def _by_majority(self, voters: Collection[NodeId], digest: bytes, now: Instant) -> float:
+    def _by_majority(self, voters: Sequence[NodeId], digest: bytes) -> float:
         records = self._swim.table.members
         shown_s = sorted(
             (records[item].ring_digest_s for item in voters if item in records and records[item].ring_digest == digest),
@@ -88,7 +113,7 @@ class Confirmation:
         )
         others_needed = len(voters) // 2 + (self._settings.id not in voters)
         if others_needed == 0:
-            return now.monotonic_s + self._settings.confirm_max
+            return inf
         if len(shown_s) < others_needed or shown_s[others_needed - 1] < self._floor_s:
             return -inf
         return shown_s[others_needed - 1] + self._settings.confirm_max

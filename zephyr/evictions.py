@@ -75,17 +75,17 @@ class Evictions:
             if now.monotonic_s >= due_s:
                 self._proposed_s[node_id] = now.monotonic_s
                 due_s = now.monotonic_s + EVICT_RETRY_S
-                effects += etcd.evict(etcd.registrations[node_id], f"gossip says {why}", now)
+                effects += etcd.evict(etcd.registrations[node_id], why, now)
             self._due_s = min(self._due_s, due_s)
         return effects
 
     def allow_registration(self, now: Instant) -> list[Effect]:
-        """Who was evicted registers again once it has heard most of the registered since.
+        """Who was evicted, or cut off for long, registers again once it has heard most of the registered since.
 
         What it believes of them from before counts for nothing: they had not heard it for seconds.
         """
         etcd = self.etcd
-        if etcd.departed.get(self.settings.id) != "evicted":
+        if not etcd.must_be_heard:
             self._evicted_s = None
             return etcd.allow_registration(allowed=True, now=now)
         effects: list[Effect] = []

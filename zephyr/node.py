@@ -127,6 +127,8 @@ class Node:
         self._stop_at_s = inf
         self._stopped = False
         self.view, _ = self.cluster.reconcile(self._connected, now)
+        self._is_owner = False
+        """Whether this node stands in `view`'s ring: asked with each event."""
         self._handlers: dict[type, Callable[[Any, Instant], list[Effect]]] = {
             Started: self._on_started,
             TimerFired: lambda _event, now: self.swim.poll(now),
@@ -311,8 +313,8 @@ class Node:
         """Find out whether this node may take itself for an owner; let requests that waited for that begin."""
         if self.etcd is None:
             return []
-        owners = () if self._must_drop_all else self.view.owners
-        effects = self.confirmation.update(self.cluster.voters, owners, self.coordinator.digest, now)
+        is_owner = self._is_owner and not self._must_drop_all
+        effects = self.confirmation.update(self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner)
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
 
     def _level(self, now: Instant) -> list[Effect]:
@@ -389,6 +391,7 @@ class Node:
         if view == self.view:
             return []
         self.view = view
+        self._is_owner = self.settings.id in view.owners
         self.swim.ring_digest = view.digest
         return [PublishView(view)]
 

@@ -14,7 +14,7 @@ rule that fits counts. Time is not in here: `zephyr.cluster` turns it into the w
     cold      no committed view is known to anyone heard: nothing, or the provisional ring of a cold start
     alone     no etcd is configured: whoever gossip hears
 
-*etcd*, of the member: registered; joining; removed (registered, but removed while gossip led, and still dead);
+*etcd*, of the member: registered; joining; removed (registered, but that life was removed while gossip led);
 lapsed (its registration went without a word, a moment ago); absent.
 
 *kept*: whether it is in the ring that stands while etcd's word does not make it.

@@ -99,6 +99,50 @@ def test_a_node_lists_then_watches_then_registers_under_a_lease():
     assert machine.lease_deadline_s == pytest.approx(10.1), "the lease lives from the sending on"
 
 
+def test_a_lease_that_was_wanted_again_while_it_was_granted_is_granted_once():
+    machine = Fixture().machine
+    machine.start(at(0))
+    effects = calls(machine.on_snapshot(EtcdSnapshotRead(10, (settings_pair(),)), at(0.1)))
+    assert GrantLease(10) in effects
+    machine.on_watched(EtcdWatched(1, 11, (KeyChange(KEYS.member("n2"), None, 11, 0),)), at(0.15))
+    [put] = calls(machine.on_granted(LeaseGranted(77, 10, 0.1), at(0.2)))
+    assert isinstance(put, TransactKey)
+    assert calls(machine.poll(at(0.3))) == []
+
+
+def test_a_registration_refused_after_an_outage_leads_to_a_new_lease_without_a_wait_for_the_old_ones_keep_alive():
+    machine = Fixture().registered()
+    [keep_alive] = calls(machine.poll(at(3.6)))[-1:]
+    assert keep_alive == KeepLeaseAlive(77)
+    machine.on_failed(EtcdCallFailed(keep_alive, "deadline", definite=False), at(5.6))
+    machine.on_watch_ended(EtcdWatchEnded(1, "stream ended"), at(5.6))
+    assert KeepLeaseAlive(77) in calls(machine.poll(at(5.9)))
+    machine.on_snapshot(EtcdSnapshotRead(20, (settings_pair(),)), at(20))
+    assert machine.must_be_heard, "its lease ended long ago"
+    [put] = calls(machine.allow_registration(allowed=True, now=at(20)))
+    assert isinstance(put, TransactKey)
+    effects = calls(machine.on_failed(EtcdCallFailed(put, "requested lease not found", definite=True), at(20.1)))
+    assert effects == [GrantLease(10)]
+    [put] = calls(machine.on_granted(LeaseGranted(78, 10, 20.1), at(20.2)))
+    assert put.lease_id == 78
+    assert machine.reachable
+    assert machine.on_failed(EtcdCallFailed(KeepLeaseAlive(77), "deadline", definite=False), at(20.3)) == []
+    assert machine.reachable, "what became of the old lease's keep-alive tells nothing"
+
+
+def test_a_second_listing_tells_only_what_changed():
+    machine = Fixture().registered(registration("n2"), registration("n3"))
+    machine.on_watch_ended(EtcdWatchEnded(1, "stream ended"), at(1))
+    own = pair(KEYS.member("n1"), encode_registration(MEMBER), 11, 77)
+    listing = EtcdSnapshotRead(14, (settings_pair(), own, registration("n2"), registration("n4")))
+    told = [
+        (effect.entry.kind, effect.entry.member, effect.entry.detail)
+        for effect in machine.on_snapshot(listing, at(1.1))
+        if isinstance(effect, Note)
+    ]
+    assert told == [("registration", "n4", "serving, epoch 700"), ("registration-gone", "n3", "expired")]
+
+
 def test_the_first_node_writes_the_cluster_settings_and_reads_them_back():
     machine = Fixture().machine
     machine.start(at(0))

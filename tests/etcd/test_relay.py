@@ -76,6 +76,37 @@ def test_in_a_large_cluster_they_take_turns():
     assert set(asked) == set(peers)
 
 
+def test_who_reaches_etcd_is_asked_in_each_round_of_a_large_cluster():
+    cut, peer = Side("n1", "n1"), Side("p03", "n1", "p03", reaches=True)
+    peers = {f"p{number:02}": True for number in range(100)}
+    [call] = [item for item in cut.asked(1, peers) if item.node_id == "p03"]
+    cut.answered_by(peer, call, 1.1)
+    for second in range(2, 12):
+        calls = cut.asked(second, peers)
+        assert len(calls) == FANOUT
+        [call] = [item for item in calls if item.node_id == "p03"]
+        assert cut.etcd.status(at(second)).state == "relayed"
+        cut.answered_by(peer, call, second + 0.1)
+    peers["p03"] = False
+    assert "p03" not in [item.node_id for second in range(12, 20) for item in cut.asked(second, peers)]
+
+
+def test_after_a_restore_of_etcd_the_older_revision_of_who_reaches_it_is_taken_and_no_late_watch_is():
+    cut, peer, late = Side("n1", "n1"), Side("n2", "n1", "n2", revision=9, reaches=True), Side("n3", "n1", reaches=True)
+    calls = cut.asked(1)
+    cut.answered_by(peer, calls[0], 1.1)
+    cut.answered_by(late, calls[1], 1.2)
+    assert list(cut.etcd.registrations) == ["n1", "n2"]
+    assert cut.etcd.verified_sent_s == 1
+    peer.etcd.registrations.pop("n2")
+    peer.etcd.revision = 6
+    for second in (2, 3, 4):
+        [call, _] = cut.asked(second)
+        cut.answered_by(peer, call, second + 0.1)
+    assert list(cut.etcd.registrations) == ["n1"]
+    assert cut.etcd.status(at(4.2)).state == "relayed"
+
+
 def test_the_word_of_who_reaches_etcd_counts_for_two_rounds():
     cut, peer = Side("n1", "n1", revision=5), Side("n2", "n1", "n2", revision=9, reaches=True)
     [call, _] = cut.asked(1)

@@ -154,6 +154,16 @@ def test_a_write_is_not_sent_to_who_cannot_be_reached():
     assert [call.node_id for call in sends(pending.effects)] == ["n3"]
 
 
+def test_a_leaving_node_counts_its_own_acknowledgement_once():
+    coordinator = build("n1", "n2", "n3")
+    route(coordinator, unreachable=["n1"])
+    key = key_owned_by(coordinator, lambda owners: "n1" in owners)
+    pending = coordinator.begin_write(WriteRequest(key, b"v", quorum="all"), at(1))
+    first, second = sends(pending.effects)
+    assert coordinator.replied(first.call_id, Status.OK, (True, False, b""), at(1.1)) == []
+    assert completed(coordinator.replied(second.call_id, Status.OK, (True, False, b""), at(1.2))).failure is None
+
+
 def test_a_read_answers_with_the_newest_of_its_quorum_and_hides_tombstones():
     coordinator = build("n1", "n2", "n3")
     coordinator.store.apply(key_slot(b"key"), b"key", record_at(1, b"old"), UNIX_MS + 1000)

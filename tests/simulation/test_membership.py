@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 
+from chaos import simulator
 from chaos.cluster_scenarios import SETTINGS
 from chaos.simulator import Simulation
+from zephyr import node
 from zephyr.etcd.registration import encode_registration
 from zephyr.events import EvictionRequested, HoldReleaseRequested
 from zephyr.model import Failure, Member, MemberView, Outcome, ReadRequest, WriteRequest
+from zephyr.ring.ring import key_slot
 
 IDS = ["n1", "n2", "n3", "n4", "n5"]
+KEYS = [b"key-%d" % number for number in range(20)]
 PROCESS_GONE_S = 1.0
 """A process that ended is dead for everybody by then."""
 MACHINE_SILENT_S = 12.0
@@ -24,6 +28,7 @@ class Cluster:
         settings = replace(SETTINGS, join=tuple(f"n{number}:79" for number in range(1, 9)), **changes)
         self.simulation = Simulation(seed, settings=settings)
         self.simulation.tick_etcd(0.5, 600)
+        self.keys = KEYS
 
     def started(self) -> "Cluster":
         for node_id in IDS:
@@ -82,6 +87,26 @@ class Cluster:
             return result
         self.wait(3)
         return self.simulation.outcomes[result]
+
+    def write_all(self, value: bytes) -> None:
+        """Write every key through the first node, which stands on the majority's side in each test."""
+        asked = [self.simulation.submit("n1", WriteRequest(key, value)) for key in self.keys]
+        self.wait(0.5)
+        outcomes = [item if isinstance(item, Outcome) else self.simulation.outcomes[item] for item in asked]
+        assert not any(outcome.failure for outcome in outcomes)
+
+    def stale_reads(self, node_id: str, duration_s: float) -> int:
+        """Read every key at one node, of one replica, again and again: how many were old, and not marked?"""
+        asked = []
+        for _ in range(round(duration_s / 0.1)):
+            asked += [self.simulation.submit(node_id, ReadRequest(key, quorum="1")) for key in self.keys]
+            self.wait(0.1)
+        self.wait(3)
+        outcomes = [item if isinstance(item, Outcome) else self.simulation.outcomes[item] for item in asked]
+        return sum(
+            outcome.record is not None and outcome.record.endswith(b"old") and not outcome.is_unconfirmed
+            for outcome in outcomes
+        )
 
     def log(self, word: str) -> int:
         return sum(word in line for line in self.simulation.log)
@@ -196,6 +221,19 @@ def test_a_mass_loss_holds_the_whole_ring_until_all_are_back(cluster):
     assert cluster.log("note hold ") > 0
     assert set(cluster.authorities().values()) == {"both"}
     assert cluster.no_ring_changed()
+
+
+def test_gossip_leads_when_etcd_goes_away_after_it_lost_everything(cluster):
+    cluster.simulation.etcd.revoke_all()
+    cluster.wait(0.006)
+    assert not any(cluster.node(node_id).etcd.registrations for node_id in IDS)
+    cluster.etcd_fails()
+    cluster.wait(6)
+    assert set(cluster.authorities().values()) == {"gossip"}
+    assert cluster.no_ring_changed()
+    cluster.simulation.crash("n5")
+    cluster.wait(SETTINGS.gossip_evict_after + MACHINE_SILENT_S)
+    assert cluster.rings() == dict.fromkeys(IDS[:4], IDS[:4])
 
 
 def test_an_operator_lets_a_held_ring_go(cluster):
@@ -335,6 +373,35 @@ def test_a_minority_without_etcd_keeps_its_ring_and_refuses_strict_requests(clus
     assert cluster.change_counts()["n4"] <= cluster.changes["n4"] + 3
 
 
+def test_who_was_alone_while_etcd_was_away_removes_nobody_when_it_hears_a_majority_again(cluster):
+    cluster.etcd_fails()
+    cluster.wait(5)
+    for node_id in IDS:
+        for other in IDS:
+            if node_id != other:
+                cluster.simulation.cuts[node_id, other] = True
+    cluster.wait(MACHINE_SILENT_S + 2 * SETTINGS.gossip_evict_after)
+    cluster.heal()
+    cluster.wait(15)
+    assert cluster.no_ring_changed(), "whom a minority called dead for long may well live"
+    assert set(cluster.authorities().values()) == {"gossip"}
+
+
+def test_a_split_into_halves_that_both_reach_etcd_changes_no_ring(cluster):
+    cluster.simulation.crash("n5")
+    cluster.wait(SETTINGS.evict_after + 3)
+    assert cluster.rings() == dict.fromkeys(IDS[:4], IDS[:4])
+    changes, proposals = cluster.change_counts(), cluster.log("eviction-proposed")
+    cluster.split("n3", "n4")
+    cluster.wait(60)
+    assert set(cluster.authorities().values()) == {"etcd"}
+    assert cluster.log("eviction-proposed") == proposals, "nobody hears more than half"
+    cluster.heal()
+    cluster.wait(15)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.change_counts() == changes
+
+
 def test_a_split_with_etcd_at_the_minority_mends(cluster):
     cluster.split("n4", "n5")
     cluster.cut_from_etcd("n1", "n2", "n3")
@@ -357,6 +424,34 @@ def test_etcd_wiped_while_it_was_away_takes_over_in_one_step(cluster):
         assert set(map(tuple, cluster.rings().values())) == {tuple(IDS)}
     assert set(cluster.authorities().values()) == {"both"}
     assert cluster.no_ring_changed()
+
+
+def test_a_wiped_etcd_that_comes_and_goes_at_one_node_shrinks_no_ring(cluster):
+    cluster.etcd_fails()
+    cluster.wait(20)
+    cluster.simulation.etcd.wipe()
+    cluster.cut_from_etcd(*IDS[1:])
+    cluster.etcd_returns()
+    cluster.wait(4)
+    assert list(cluster.node("n3").etcd.registrations) == ["n1"], "it took over what is registered, by n1's word"
+    cluster.etcd_fails()
+    cluster.wait(15)
+    assert cluster.no_ring_changed()
+
+
+def test_a_wiped_etcd_in_which_most_cannot_register_holds_the_ring_after_the_takeover(cluster):
+    cluster.etcd_fails()
+    cluster.wait(20)
+    cluster.simulation.etcd.wipe()
+    cluster.cut_from_etcd(*IDS[1:])
+    cluster.etcd_returns()
+    cluster.wait(SETTINGS.takeover_max + 10)
+    assert set(cluster.authorities().values()) == {"held"}
+    assert cluster.no_ring_changed()
+    cluster.heal()
+    cluster.wait(5)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
 
 
 # --- no view, no peers, no UDP ------------------------------------------------------------------------
@@ -411,6 +506,23 @@ def test_a_committed_view_comes_before_a_provisional_one():
     assert cluster.rings()["n1"] == IDS
 
 
+@pytest.mark.parametrize("seed", range(1, 7))  # With some of them the lease ends before the eviction commits.
+def test_whose_lease_ended_long_ago_registers_when_it_hears_a_majority_and_not_before(seed):
+    cluster = Cluster(seed).started()
+    cluster.split("n3")
+    cluster.cut_from_etcd("n3")
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    changes = cluster.change_counts()
+    cluster.simulation.cut_from_etcd.clear()
+    cluster.wait(20)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    assert cluster.change_counts()["n1"] == changes["n1"]
+    cluster.heal()
+    cluster.wait(5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
 def test_who_reaches_etcd_and_hears_nobody_is_isolated_and_proposes_nothing(cluster):
     cluster.split("n3")
     cluster.wait(MACHINE_SILENT_S)
@@ -445,32 +557,41 @@ def test_blocked_udp_at_one_node_changes_no_ring(cluster):
     assert cluster.no_ring_changed()
 
 
+def test_who_is_evicted_where_udp_is_blocked_hears_the_others_by_tcp_and_comes_back(cluster):
+    cluster.simulation.udp_blocked = dict.fromkeys(IDS, True)
+    cluster.wait(60)
+    cluster.simulation._handle(cluster.simulation.nodes["n1"], EvictionRequested("n3"))
+    cluster.wait(3)
+    assert cluster.log("note registration-gone n3 evicted") == len(IDS)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_an_outage_of_etcd_where_udp_is_blocked_stops_nobody(cluster):
+    cluster.simulation.udp_blocked = dict.fromkeys(IDS, True)
+    cluster.wait(60)
+    cluster.etcd_fails()
+    cluster.wait(SETTINGS.lease_ttl + 2)
+    for _ in range(100):
+        cluster.wait(0.1)
+        sure = [cluster.node(node_id).confirmation.until_s > cluster.simulation.now_s for node_id in IDS]
+        assert all(sure)
+
+
 # --- confirmed views ----------------------------------------------------------------------------------
 
 
 def test_a_node_that_stood_still_serves_nothing_before_its_view_is_confirmed():
     cluster = Cluster(replicas=3).started()
-    keys = [b"key-%d" % number for number in range(30)]
-    for key in keys:
-        assert cluster.ask("n1", WriteRequest(key, b"old")).failure is None
+    cluster.write_all(b"old")
     cluster.simulation.pause("n3", 30.0)
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
     cluster.wait(20)
     assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
-    for key in keys:
-        assert cluster.ask("n1", WriteRequest(key, b"new")).failure is None
-        if cluster.simulation.now_s > cluster.simulation.nodes["n3"].resumes_s - 3:
-            break
-    written = keys[: keys.index(key) + 1]
-    assert len(written) > 1
-    cluster.simulation.run_until(cluster.simulation.nodes["n3"].resumes_s)
+    cluster.write_all(b"new")
     # Its own clients ask at the very moment it goes on, before anything else reached it.
-    asked = [(key, cluster.simulation.submit("n3", ReadRequest(key, quorum="1"))) for key in written]
-    assert not any(isinstance(result, Outcome) for _, result in asked), "they wait"
-    cluster.wait(3)
-    outcomes = [cluster.simulation.outcomes[result] for _, result in asked]
-    for outcome in outcomes:
-        stale = outcome.record is not None and outcome.record.endswith(b"old")
-        assert outcome.is_unconfirmed or not stale
+    cluster.simulation.run_until(resumes_s - 1e-6)
+    assert any("n3" in cluster.node("n3").ring.owners(key_slot(key)) for key in KEYS)
+    assert cluster.stale_reads("n3", 3.0) == 0
     cluster.wait(10)
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
 
@@ -494,3 +615,110 @@ def test_an_outage_of_etcd_stops_nobody(cluster):
         assert cluster.ask(IDS[number % 5], WriteRequest(key, b"v")).failure is None
         outcome = cluster.ask(IDS[(number + 1) % 5], ReadRequest(key, quorum="1"))
         assert not outcome.is_unconfirmed
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_who_was_evicted_while_it_was_cut_off_serves_nothing_that_it_kept(seed):
+    cluster = Cluster(seed, replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.split("n3")
+    cluster.cut_from_etcd("n3")
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    cluster.write_all(b"new")
+    cluster.heal()
+    assert cluster.stale_reads("n3", 6.0) == 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_who_was_removed_while_etcd_was_away_serves_nothing_that_it_kept_though_its_lease_is_back(seed):
+    cluster = Cluster(seed, replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.etcd_fails()
+    cluster.wait(3)
+    cluster.simulation.pause("n3", 60.0)
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    cluster.write_all(b"new")
+    assert cluster.simulation.now_s < resumes_s
+    cluster.simulation.run_until(resumes_s - 1)
+    cluster.etcd_returns()
+    assert cluster.stale_reads("n3", 10.0) == 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert cluster.log("note registration-gone n3 evicted") > 0
+
+
+def test_who_was_removed_while_etcd_was_away_is_not_confirmed_by_its_lease_alone():
+    cluster = Cluster(replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.etcd_fails()
+    cluster.wait(3)
+    cluster.simulation.pause("n3", 60.0)
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    cluster.write_all(b"new")
+    cluster.simulation.run_until(resumes_s - 0.5)
+    cluster.cut_from_etcd("n1", "n2", "n4", "n5")  # Nobody else can evict it.
+    cluster.etcd_returns()
+    assert cluster.stale_reads("n3", 10.0) == 0
+    cluster.heal()
+    cluster.wait(5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_half_of_a_cluster_whose_leases_ended_while_it_was_cut_off_serves_nothing_that_it_kept():
+    cluster = Cluster(replicas=3).started()
+    cluster.simulation.crash("n5")
+    cluster.wait(SETTINGS.evict_after + 3)
+    cluster.write_all(b"old")
+    cluster.split("n3", "n4")
+    cluster.cut_from_etcd("n3", "n4")
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.lease_ttl)
+    assert cluster.rings()["n1"] == ["n1", "n2"]
+    cluster.write_all(b"new")
+    cluster.heal()
+    assert cluster.stale_reads("n3", 6.0) == 0
+    assert cluster.rings() == dict.fromkeys(IDS[:4], IDS[:4])
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_node_that_stood_still_past_its_lease_registers_once(seed):
+    cluster = Cluster(seed).started()
+    before = cluster.log("n3 note registered n3")
+    cluster.simulation.pause("n3", 3 * SETTINGS.lease_ttl)
+    cluster.wait(3 * SETTINGS.lease_ttl + 5)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert cluster.log("n3 note registered n3") == before + 1
+
+
+def test_a_node_that_stood_still_compares_with_etcd_before_it_trusts_its_lease():
+    cluster = Cluster(replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.wait(1.5)
+    cluster.simulation.pause("n3", 6.0)  # Its lease lives on.
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
+    cluster.simulation.nodes["n3"].etcd_line_s = resumes_s + 2.0  # Its watch is late.
+    cluster.simulation._handle(cluster.simulation.nodes["n1"], EvictionRequested("n3"))
+    cluster.wait(0.5)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    cluster.write_all(b"new")
+    cluster.simulation.run_until(resumes_s)
+    assert cluster.stale_reads("n3", 3.0) == 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
+def test_however_soon_it_is_back_a_node_that_was_out_of_the_ring_drops_what_it_kept(monkeypatch):
+    monkeypatch.setattr(simulator, "TIMER_STEP_S", 0.05)
+    monkeypatch.setattr(node, "SLICE_KEYS", 1)  # What it keeps takes long to drop.
+    cluster = Cluster(replicas=3).started()
+    cluster.keys = [b"key-%d" % number for number in range(400)]
+    cluster.write_all(b"old")
+    cluster.simulation.pause("n3", 25.0)
+    resumes_s = cluster.simulation.nodes["n3"].resumes_s
+    cluster.wait(15)
+    cluster.write_all(b"new")
+    cluster.simulation.run_until(resumes_s - 0.05)
+    assert cluster.stale_reads("n3", 0.5) == 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)

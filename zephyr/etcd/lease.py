@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
+from types import MappingProxyType
 
 from zephyr.config import HASH_VERSION, Settings
 from zephyr.etcd.registration import (
@@ -139,6 +141,8 @@ class EtcdMembership:
         """Until then what a peer read from etcd counts as etcd's own word."""
         self.adoption_count = 0
         """How often a peer's listing took the place of this node's own."""
+        self.must_be_heard = False
+        """This node was evicted, or its lease ended a while ago: it registers when most of the registered hear it."""
         self.left = False
         """The leave is done: etcd was told, or could not be."""
         self._rng = rng
@@ -147,9 +151,8 @@ class EtcdMembership:
         self._watch_id = 0
         self._revision_when_sent = 0
         self._snapshot_sent_s = self._check_sent_s = -inf
-        self._leaving = False
+        self._leaving = self._epoch_used = False
         self._leave_deadline_s = inf
-        self._epoch_used = False
         self._registration_allowed = True
         self._register_pause_until_s = -inf
         self._epoch_highest = member.epoch
@@ -276,10 +279,11 @@ class EtcdMembership:
         for registration in view.registrations:
             self.registrations[registration.member.id] = registration
             self.departed.pop(registration.member.id, None)
+        self.must_be_heard = self.must_be_heard and self.member.id not in self.registrations
         told = dict(view.departed)
         for node_id in previous:
             if node_id not in self.registrations:
-                self._set_departed(node_id, told.get(node_id, "expired"))
+                self._set_departed(node_id, told.get(node_id, "expired"), now)
         own = self.registrations.get(self.member.id)
         self._epoch_highest = max(self._epoch_highest, own.member.epoch if own else 0)
         if view.generation:
@@ -335,11 +339,12 @@ class EtcdMembership:
         old_generation = self.generation
         self.registrations, self.evicted, self._keys, self.cluster_settings = {}, {}, {}, None
         for pair in event.pairs:
-            notes += self._take(pair, now)
+            notes += self._take(pair, now, previous)
         wiped = wiped or 0 < old_generation != self.generation > 0
         for node_id in previous:
             if node_id not in self.registrations:
-                self._depart(previous[node_id].member)
+                manner = self._depart(previous[node_id].member, now)
+                notes.append(self._note(now, "registration-gone", node_id, manner))
         self.revision = event.revision
         self.verified_sent_s = self._snapshot_sent_s
         self.listed = True
@@ -468,10 +473,17 @@ class EtcdMembership:
         duty = self._duty_of(event.effect)
         if duty is None or not duty.in_flight:
             return []
+        if isinstance(event.effect, KeepLeaseAlive) and event.effect.lease_id != self.lease_id:
+            duty.in_flight = False  # Of a former lease: sent long ago, it tells nothing of now.
+            return self._plan(now)
         duty.fail(now.monotonic_s, self._rng)
         if event.definite and duty in (self._register, self._publish_settings):
-            # etcd refused it: most likely the lease has ended. A keep-alive tells.
-            self._doubt_lease(now)
+            # etcd refused it: most likely the lease has ended. A keep-alive tells; but when those failed of late, one
+            # may still wait for an etcd that was away, and a new lease is quicker.
+            if self._keep_alive.failures:
+                self.lease_id, self.lease_deadline_s = 0, None
+            else:
+                self._doubt_lease(now)
         notes: list[Effect] = []
         if self.reachable:
             self._reason_since_s = now.monotonic_s
@@ -540,6 +552,8 @@ class EtcdMembership:
     def _plan_registration(self, at_s: float) -> None:
         if not self._occupied():
             self._probe.cancel()
+        if self.lease_id:
+            self._grant.cancel()  # It may have been wanted once more while it was under way.
         if not self.lease_id:
             self._register.cancel()
             self._grant.want(at_s)
@@ -667,13 +681,15 @@ class EtcdMembership:
         reason = f"cluster {self.settings.cluster} has other settings: {', '.join(differing)}"
         return [self._note(now, "settings-differ", self.member.id, reason), Stop(1, reason)]
 
-    def _take(self, pair: KeyValue, now: Instant) -> list[Effect]:
-        """Take in one key that exists."""
+    def _take(
+        self, pair: KeyValue, now: Instant, previous: Mapping[NodeId, Registration] = MappingProxyType({})
+    ) -> list[Effect]:
+        """Take in one key that exists. `previous`: the registrations before a listing, which tells of all anew."""
         self._keys[pair.key] = pair.mod_revision
         kind, name = self.keyspace.kind(pair.key)
         try:
             if kind == "members":
-                return self._take_member(name, pair, now)
+                return self._take_member(name, pair, previous.get(name, self.registrations.get(name)), now)
             if kind == "evictions":
                 self.evicted[name] = EvictionMark.decode(pair.value)
             elif kind == "settings":
@@ -686,12 +702,12 @@ class EtcdMembership:
             return [self._note(now, "unusable-key", name[:64], f"{pair.key[:200]!r}: {error}")]
         return []
 
-    def _take_member(self, name: str, pair: KeyValue, now: Instant) -> list[Effect]:
+    def _take_member(self, name: str, pair: KeyValue, before: Registration | None, now: Instant) -> list[Effect]:
         member = decode_registration(name, pair.value)
-        before = self.registrations.get(name)
         self.registrations[name] = Registration(member, pair.mod_revision, pair.lease_id)
         self.departed.pop(name, None)
         if name == self.member.id:
+            self.must_be_heard = False
             self._epoch_highest = max(self._epoch_highest, member.epoch)
         if before is None or before.member != member:
             return [self._note(now, "registration", name, f"{member.state}, epoch {member.epoch}")]
@@ -706,25 +722,28 @@ class EtcdMembership:
         elif kind == "settings":
             self.cluster_settings = None
         elif kind == "members" and name in self.registrations:
-            manner = self._depart(self.registrations[name].member)
+            manner = self._depart(self.registrations[name].member, now)
             self._forget(name)
             return [self._note(now, "registration-gone", name, manner)]
         return []
 
-    def _depart(self, member: Member) -> str:
+    def _depart(self, member: Member, now: Instant) -> str:
         """Tell how a member went: a leave is announced first, an eviction has its mark, a lease just ends."""
         mark = self.evicted.get(member.id)
         is_evicted = mark is not None and mark.epoch == member.epoch
         manner = "left" if member.state == "leaving" else "evicted" if is_evicted else "expired"
-        self._set_departed(member.id, manner)
+        self._set_departed(member.id, manner, now)
         return manner
 
-    def _set_departed(self, node_id: NodeId, manner: str) -> None:
+    def _set_departed(self, node_id: NodeId, manner: str, now: Instant) -> None:
         while len(self.departed) >= DEPARTED_MAX:
             del self.departed[next(iter(self.departed))]
         self.departed[node_id] = manner
-        if node_id == self.member.id and manner == "evicted":
-            self._registration_allowed = False  # Until the reconciler finds that most of the others hear this node.
+        if node_id == self.member.id:
+            ended_s = self.lease_sent_s + self.settings.lease_ttl
+            is_late = manner == "expired" and now.monotonic_s > ended_s + self.settings.expiry_grace
+            self.must_be_heard = manner == "evicted" or is_late
+            self._registration_allowed = self._registration_allowed and not self.must_be_heard
 
     def _forget(self, name: NodeId) -> None:
         self.registrations.pop(name, None)

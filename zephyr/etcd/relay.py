@@ -3,7 +3,8 @@
 Decides whom to ask for etcd's word and when, what an answer is worth, and whose lease to renew on a peer's behalf. It
 never decides who owns data (that is `zephyr.cluster`), and keeps no registrations (that is `zephyr.etcd.lease`).
 
-While etcd does not answer here, all connected peers are asked each second, `FANOUT` of them at most:
+While etcd does not answer here, all connected peers are asked each second, `FANOUT` of them at most, and always the one
+that was found to reach it:
 
     request   (generation, revision, lease id)
     reply     (reaches etcd, generation, revision, settings, registrations or None, departed, renewal)
@@ -12,6 +13,9 @@ The registrations are left out where the asker has them already. A reply from wh
 word for two rounds, so that one lost reply changes nothing; any other only tells a newer last word. A lease id has the
 peer send a keep-alive (which needs no more than that); the *renewal* tells of the last one: (age in ms, TTL in s),
 or () before there was one. So a node that is cut off from etcd alone keeps its registration and its view.
+
+One that reaches etcd and knows less than the asker vouches for nothing: its watch may be late. If they all do, after a
+restore of etcd, their word is taken when the two rounds are over.
 
 Nothing is relayed at second hand: who knows etcd's word from a peer does not reach it.
 """
@@ -108,8 +112,11 @@ class Relay:
         peers = sorted(node_id for node_id, is_up in connected.items() if is_up)
         chosen = [peers[(self._turn + step) % len(peers)] for step in range(min(FANOUT, len(peers)))]
         self._turn += len(chosen)
-        if self._renewer not in chosen:
+        if not connected.get(self._renewer):
             self._renewer = ""
+        elif self._renewer not in chosen:
+            chosen[-1] = self._renewer  # In a large cluster its turn would come too late.
+            self._turn -= 1
         return effects + [self._ask(node_id, now) for node_id in chosen]
 
     def request(self, now: Instant) -> None:
@@ -151,7 +158,7 @@ class Relay:
             self.etcd.renewed(asked_s - renewal[0] / 1000, renewal[1])
         if view is not None:
             effects = self.etcd.adopt(view, is_current=is_current, now=now)
-        if is_current:
+        if is_current and event.payload[1:3] >= (self.etcd.generation, self.etcd.revision):
             self.etcd.relayed(asked_s, now.monotonic_s + CURRENT_S, now)
         return effects
 

@@ -30,6 +30,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from math import inf, log2
 from typing import Any
 
@@ -81,6 +82,8 @@ HELPERS = 3
 """Members asked to ping on this node's behalf (k of the paper)."""
 ROLL_MAX = 200
 """Members asked in a roll call: as many as a ring may have."""
+ROLL_STREAMS_MAX = 32
+"""Streams under way beyond which a roll call opens none: probes need some."""
 NEWS_REACH = 64
 """Up to this many members, each has a connection to each (`zephyr.peer.tcp`)."""
 GOSSIP_FANOUT = 3
@@ -197,8 +200,8 @@ class Swim:
         """Monotonic seconds of the last sign of any other member."""
         self.ring_digest = b""
         """Rides on acks; set by the node."""
-        self.change_count = 0
-        """Grows with every change of what this node believes of somebody."""
+        self.change_count = self.shown_count = 0
+        """Grow with every change of what this node believes of somebody; with every ring that somebody shows."""
         self.refutation_count = 0
         self._overflows: Counter[str] = Counter()
         self.detections, self.detections_s = 0, 0.0
@@ -332,13 +335,29 @@ class Swim:
         return record.live_index < 0 and record.member.epoch < member.epoch
 
     def call_roll(self, now: Instant) -> list[Effect]:
-        """Ping everybody at once, up to `ROLL_MAX`: who is there, and with what ring."""
+        """Ping everybody at once, up to `ROLL_MAX`, by TCP too where UDP is blocked: who is there, with what ring."""
         self._roll = {}
         for record in self.table.some(ROLL_MAX):
             self._sequence += 1
-            self._roll[self._sequence] = (record.member.id, now.monotonic_s)
-            self._send(record.member.gossip, self._ping(record, self._sequence))
+            sequence, ping = self._sequence, self._ping(record, self._sequence)
+            self._roll[sequence] = (record.member.id, now.monotonic_s)
+            self._send(record.member.gossip, ping)
+            if record.is_udp_blocked and len(self._streams) < ROLL_STREAMS_MAX:
+                timeout_s = self.pace.probe_interval_s
+                self._open_stream(record.member.gossip, ping, timeout_s, partial(self._on_roll_stream, sequence))
         return self._flush()
+
+    def _on_roll_stream(self, sequence: int, packet: Packet | None, now: Instant) -> None:
+        self._on_sign(packet, now)
+        if packet is not None:
+            for message in packet.messages:
+                if type(message) is Ack and message.sequence == sequence:
+                    self._on_roll_answered(message, packet)
+
+    def _on_roll_answered(self, message: Ack, packet: Packet) -> None:
+        node_id, sent_s = self._roll.pop(message.sequence, ("", -inf))
+        if node_id == packet.sender and node_id in self.table.members:
+            self._show(self.table.members[node_id], message, packet, sent_s)
 
     def ask_for_a_sign(self, now: Instant) -> list[Effect]:
         """Call the roll, and ask a few by TCP too: is there anybody at all? `heard_s` tells."""
@@ -349,8 +368,11 @@ class Swim:
         return self.call_roll(now)
 
     def _on_sign(self, packet: Packet | None, now: Instant) -> None:
-        if packet is not None and packet.sender in self.table.members:
+        record = self.table.members.get(packet.sender) if packet is not None else None
+        if packet is not None and record is not None:
             self.heard_s = now.monotonic_s
+            if record.member.epoch == packet.epoch:
+                record.heard_s = now.monotonic_s
 
     def leave(self, now: Instant) -> list[Effect]:
         """Say goodbye: final at once, for everyone who hears it."""
@@ -629,9 +651,7 @@ class Swim:
         elif message.sequence in self._relays:
             self._pass_on(message, packet)
         elif message.sequence in self._roll:
-            node_id, sent_s = self._roll.pop(message.sequence)
-            if node_id == packet.sender and node_id in self.table.members:
-                self._show(self.table.members[node_id], message, packet, sent_s)
+            self._on_roll_answered(message, packet)
         elif self._exit_pings.get(message.sequence) == packet.sender:
             self._on_exit_ping_answered(message.sequence, now)
 
@@ -651,6 +671,7 @@ class Swim:
         """Note which ring a member showed in answer to a question."""
         if packet.epoch == record.member.epoch and sent_s > record.ring_digest_s:
             record.ring_digest, record.ring_digest_s = message.ring_digest, sent_s
+            self.shown_count += 1
 
     def _set_udp_blocked(self, record: Record, *, blocked: bool) -> None:
         record.is_udp_blocked = blocked

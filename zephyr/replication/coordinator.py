@@ -180,8 +180,9 @@ class Coordinator:
         return effects
 
     def route(self, view: ClusterView) -> None:
-        """Take from a view whom to send to: not at all, or last for reads."""
-        self._unreachable = {row.member.id: True for row in view.members if not row.routable}
+        """Take from a view whom to send to: not at all, or last for reads. Itself, a leaving node always reaches."""
+        others = [row for row in view.members if row.member.id != self._id]
+        self._unreachable = {row.member.id: True for row in others if not row.routable}
         self._suspects = {row.member.id: True for row in view.members if row.gossip == "suspect"}
 
     # --- clients ------------------------------------------------------------------------------------
