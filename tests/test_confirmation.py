@@ -105,6 +105,24 @@ def test_who_was_not_confirmed_for_long_needs_a_majority_once():
     assert one.until(now_s) == now_s + SETTINGS.lease_ttl / 2, "from then on the lease is enough again"
 
 
+def test_a_long_lease_needs_no_majority_from_one_event_to_the_next():
+    one = One()
+    assert one.until(2) == 7
+    one.confirmation._absence_max_s = 0.0
+    assert one.until(3) == 8
+    assert one.effects == []
+
+
+def test_a_lease_tells_nothing_of_a_ring_that_gossip_makes():
+    one = One()
+    assert one.until(2) == 7
+    one.confirmation.update(IDS, DIGEST, at(3), is_owner=True, is_etcds_word=False)
+    assert one.confirmation.until_s == -inf
+    one.shown(3, "n2", "n3")
+    one.confirmation.update(IDS, DIGEST, at(3.1), is_owner=True, is_etcds_word=False)
+    assert one.confirmation.until_s == 3 + SETTINGS.confirm_max
+
+
 def test_a_new_lease_without_a_registration_under_it_confirms_nothing():
     one = One()
     one.etcd.lease_id = 78

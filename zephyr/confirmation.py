@@ -3,8 +3,9 @@
 A node that stood still, or was cut off, may own nothing any more without knowing it. So its view counts while one of
 two says that it is still right:
 
-- its lease, while its registration stands under it: the last acknowledged keep-alive, counted from the moment it was
-  *sent*;
+- its lease, while its registration stands under it and etcd's word makes the ring: the last acknowledged keep-alive,
+  counted from the moment it was *sent*. (When nobody who is heard reaches etcd, a majority elsewhere may evict this
+  node before a long lease ends);
 - a majority of the last view that showed the same ring digest within `confirm_max`, again counted from the question.
 
 A gap of more than half a lease without any event means that this node did not run: whatever was asked before it counts
@@ -66,9 +67,12 @@ class Confirmation:
         self._etcd.verify(now)
         return True
 
-    def update(self, voters: Sequence[NodeId], digest: bytes, now: Instant, *, is_owner: bool) -> list[Effect]:
+    def update(
+        self, voters: Sequence[NodeId], digest: bytes, now: Instant, *, is_owner: bool, is_etcds_word: bool = True
+    ) -> list[Effect]:
         """Find out until when the view is confirmed; called with each event, so it must cost next to nothing.
 
+        `is_etcds_word`: etcd, or a peer that reaches it, makes the ring. Otherwise the lease tells nothing of it.
         `voters`: the last view, whose majority decides; another list when it changed.
         """
         if self._etcd is None:
@@ -78,8 +82,9 @@ class Confirmation:
             self._confirmed_s, self._needs_majority = now.monotonic_s, False
             return []
         pause_s = self._settings.confirm_max / 2
-        self._needs_majority |= now.monotonic_s > self._confirmed_s + self._absence_max_s
-        until_s = -inf if self._needs_majority else self._by_lease(self._etcd)
+        absent_s = now.monotonic_s - self._confirmed_s
+        self._needs_majority |= now.monotonic_s >= self.until_s and absent_s > self._absence_max_s
+        until_s = self._by_lease(self._etcd) if is_etcds_word and not self._needs_majority else -inf
         effects: list[Effect] = []
         if until_s > now.monotonic_s + pause_s:
             self._roll_s = inf

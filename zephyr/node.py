@@ -314,7 +314,10 @@ class Node:
         if self.etcd is None:
             return []
         is_owner = self._is_owner and not self._must_drop_all
-        effects = self.confirmation.update(self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner)
+        is_etcds_word = self.cluster.lead in ("etcd", "held")
+        effects = self.confirmation.update(
+            self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner, is_etcds_word=is_etcds_word
+        )
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
 
     def _level(self, now: Instant) -> list[Effect]:

@@ -56,7 +56,7 @@ def heard_since_ever(reconciler, now):
     reconciler._base_heard_since_s = -inf if is_majority else inf
 
 
-def always_confirmed(confirmation, voters, digest, now, *, is_owner):
+def always_confirmed(confirmation, voters, digest, now, *, is_owner, is_etcds_word):
     confirmation.until_s = inf
     return []
 
