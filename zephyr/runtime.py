@@ -286,12 +286,16 @@ class Runtime:
             self.dispatch(PeerAnswered(call_id, status, payload))
         else:
             self.execute(self.node.peer_replied(call_id, status, payload, now()))
+            if self.node.coordinator.is_any_parked:
+                self._arm()
 
     def _peer_failed(self, call_id: int, reason: str, sent: bool) -> None:  # noqa: FBT001  # the transport's callback
         if call_id >= CONTROL_CALL_ID_MIN:
             self.dispatch(PeerCallFailed(call_id, reason))
         else:
             self.execute(self.node.peer_failed(call_id, reason, now(), sent=sent))
+            if self.node.coordinator.is_any_parked:
+                self._arm()
 
     def _arm(self) -> None:
         """Move the one timer forward to the node's deadline; a later deadline is found when it fires."""

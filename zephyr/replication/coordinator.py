@@ -141,6 +141,11 @@ class Coordinator:
         """Client requests that wait for peers."""
         return len(self._requests)
 
+    @property
+    def is_any_parked(self) -> bool:
+        """Whether a request waits for a moment, so that `deadline` may have come nearer."""
+        return bool(self._parked)
+
     def check_invariants(self) -> None:
         """Assert what must hold between any two calls; for tests and the simulator."""
         for call_id, running in self._calls.items():
