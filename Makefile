@@ -11,7 +11,7 @@ COMPILED_MODULES := zephyr/model.py zephyr/events.py \
 	$(addprefix zephyr/gossip/,messages.py news.py phi.py suspicion.py table.py swim.py wire.py) \
 	chaos/network.py chaos/gossip_world.py
 
-.PHONY: help demo test check simulate chaos etcd-faults containers images bench clean
+.PHONY: help demo test check simulate chaos etcd-faults convergence containers images bench clean
 
 help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
@@ -21,6 +21,8 @@ help:
 	@echo "               container, silent, pause, partition, join, idle and plan; with a C compiler, COMPILED=1 is twice as fast"
 	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
 	@echo "make etcd-faults  what etcd can do to a cluster, row by row, with the figures of docs/etcd-faults.md"
+	@echo "make convergence  how soon all views are one again, row by row, with the figures of docs/convergence.md: REPETITIONS=10;"
+	@echo "               needs Docker and Compose, and root for network namespaces"
 	@echo "make containers   a Compose cluster killed, stopped, scaled; needs Docker and Compose"
 	@echo "make images    the container images of deploy/, by stand-ins where no registry can be reached"
 	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,store-put for some rows; needs wrk"
@@ -60,6 +62,10 @@ chaos: $(INSTALLED) containers
 
 etcd-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m "chaos or not chaos" $(ARGS) tests/end_to_end/test_etcd_matrix.py
+
+convergence: $(INSTALLED) images
+	ZEPHYRCACHE_REPETITIONS=$(or $(REPETITIONS),10) $(BIN)/python -m pytest -m "chaos or not chaos" -k "not short" $(ARGS) \
+		tests/end_to_end/test_convergence.py tests/containers/test_container_convergence.py
 
 containers: $(INSTALLED) images
 	$(BIN)/python -m pytest -m containers $(ARGS) tests/containers

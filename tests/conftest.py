@@ -10,11 +10,11 @@ FIGURE = "figure"
 
 
 @pytest.fixture
-def figure(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
-    """Return a function that notes a measured time; all of them are printed when the run ends."""
+def figure(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Return a function that notes a measured time or count; all of them are printed when the run ends."""
 
-    def note(what: str, took_s: float) -> None:
-        record_property(FIGURE, f"{what}: {took_s:.2f} s")
+    def note(what: str, value: float, unit: str = "s") -> None:
+        record_property(FIGURE, f"{what}: {value:.2f} s" if unit == "s" else f"{what}: {value} {unit}".rstrip())
 
     return note
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,193 @@ class Cluster:
         return "\n".join(f"--- {node.id}\n{node.log.read_text()[-3000:]}" for node in self.nodes)
 
 
+SUBNETS = 256
+NAMESPACED_HTTP, NAMESPACED_PEER, NAMESPACED_GOSSIP = 8080, 7846, 7946
+
+
+class Network:
+    """A network namespace for each node, and a router between them, etcd and the test, in one of its own.
+
+    The router drops what is to be lost: where the sender dropped it, its `sendto` would fail, and it would know. Each
+    network has one of the blocks 10.214.x.0/24; the host's end of it is where etcd listens besides.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._name = f"zephyr-test-{os.getpid()}"
+        self._link = f"zt{os.getpid()}"
+        self._router = f"{self._name}-r"
+        self.namespaces = [f"{self._name}-{number + 1}" for number in range(count)]
+        self._prefix = ""
+
+    @property
+    def here(self) -> str:
+        """The address of the test's own end, where nodes reach etcd."""
+        return f"{self._prefix}.1"
+
+    def host(self, number: int) -> str:
+        """Return a node's address; nodes are counted from 0."""
+        return f"{self._prefix}.{4 * number + 6}"
+
+    def make(self) -> None:
+        run("ip", "netns", "add", self._router)
+        self.inside("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        run("ip", "link", "add", self._link, "type", "veth", "peer", "up0", "netns", self._router)
+        run("ip", "link", "set", self._link, "up")
+        self._prefix = self._claim_prefix()
+        run("ip", "address", "add", f"{self.here}/30", "dev", self._link)
+        self.inside("ip", "address", "add", f"{self._prefix}.2/30", "dev", "up0")
+        self.inside("ip", "link", "set", "up0", "up")
+        for number, node in enumerate(self.namespaces):
+            gateway = f"{self._prefix}.{4 * number + 5}"
+            run("ip", "netns", "add", node)
+            run("ip", "link", "add", "eth0", "netns", node, "type", "veth", "peer", f"v{number}", "netns", self._router)
+            self.inside("ip", "address", "add", f"{gateway}/30", "dev", f"v{number}")
+            self.inside("ip", "link", "set", f"v{number}", "up")
+            run("ip", "-n", node, "address", "add", f"{self.host(number)}/30", "dev", "eth0")
+            for link in ("lo", "eth0"):
+                run("ip", "-n", node, "link", "set", link, "up")
+            run("ip", "-n", node, "route", "add", "default", "via", gateway)
+
+    def _claim_prefix(self) -> str:
+        """Take a block that no other test has: the route to it is the claim, and goes with the link."""
+        for number in range(SUBNETS):
+            prefix = f"10.214.{(os.getpid() + number) % SUBNETS}"
+            route = ["ip", "route", "add", f"{prefix}.0/24", "via", f"{prefix}.2", "dev", self._link, "onlink"]
+            if subprocess.run(route, check=False, capture_output=True).returncode == 0:
+                return prefix
+        pytest.fail(f"all {SUBNETS} blocks of addresses are taken")
+
+    def inside(self, *command: str) -> None:
+        """Run a command at the router."""
+        run("ip", "netns", "exec", self._router, *command)
+
+    def drop(self, *match: str) -> None:
+        """Lose what iptables matches so, on the way."""
+        self.inside("iptables", "-A", "FORWARD", *match, "-j", "DROP")
+
+    def drop_udp(self, number: int | None = None) -> None:
+        """Lose the datagrams from and to a node; of all nodes when none is named."""
+        sides = ((),) if number is None else (("-s", self.host(number)), ("-d", self.host(number)))
+        for side in sides:
+            self.drop("-p", "udp", *side)
+
+    def part(self, ones: Sequence[int], others: Sequence[int]) -> None:
+        """Lose everything between these nodes and those."""
+        for one in ones:
+            for other in others:
+                self.drop("-s", self.host(one), "-d", self.host(other))
+                self.drop("-s", self.host(other), "-d", self.host(one))
+
+    def cut_from_here(self, number: int, port: int) -> None:
+        """Lose everything between a node and a port of the test's own end."""
+        self.drop("-p", "tcp", "-s", self.host(number), "--dport", str(port))
+        self.drop("-p", "tcp", "-d", self.host(number), "--sport", str(port))
+
+    def heal(self) -> None:
+        self.inside("iptables", "-F", "FORWARD")
+
+    def close(self) -> None:
+        """Remove the namespaces and the link; what is inside them goes with them."""
+        for command in (
+            ["ip", "link", "delete", self._link],
+            *(["ip", "netns", "delete", namespace] for namespace in [*self.namespaces, self._router]),
+        ):
+            subprocess.run(command, check=False, capture_output=True)  # It may not have come to be.
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+
+
+class ReachableEtcd(EmbeddedEtcd):
+    """An etcd that is reached from a network's namespaces, too."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.port = int(self.endpoint.rpartition(":")[2])
+        self.network_endpoint = f"{network.here}:{self.port}"
+        self._arguments = ("--listen-client-urls", f"http://{self.endpoint},http://{self.network_endpoint}")
+
+
+@pytest.fixture
+def new_node(tmp_path: Path) -> Callable[[int], NodeProcess]:
+    """Return a function that makes one more node on loopback, which is not started; they are counted from 0."""
+    return lambda number: on_loopback(number, tmp_path)
+
+
+@pytest.fixture
+def make_network() -> Iterator[Callable[[int], Network]]:
+    """Return a function that makes a network for so many nodes; skips the test where that is not allowed."""
+    if os.geteuid() != 0 or not all(shutil.which(tool) for tool in ("ip", "iptables", "sysctl")):
+        pytest.skip("NETWORK NAMESPACES NEED root, iproute2, iptables and sysctl: this row was not tried")
+    with contextlib.ExitStack() as stack:
+
+        def make(count: int) -> Network:
+            network = Network(count)
+            stack.callback(network.close)
+            network.make()
+            return network
+
+        yield make
+
+
+class Load:
+    """A light load through some nodes, counting what fails."""
+
+    def __init__(self, cluster: Cluster, nodes: Sequence[NodeProcess]) -> None:
+        self.cluster = cluster
+        self.nodes = nodes
+        self.done = 0
+        self.failed: list[str] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        rng = random.Random(2)
+        while not stop.is_set():
+            node, number = rng.choice(self.nodes), rng.randrange(200)
+            method, data = ("PUT", b"%d" % number) if rng.random() < 0.5 else ("GET", None)
+            try:
+                status, body = await self.cluster.request(node, method, f"/kv/load-{number}", data)
+                if status not in (200, 201, 204, 404):
+                    self.failed.append(f"{method} through {node.id}: {status} {body[:200]!r}")
+            except aiohttp.ClientError as error:
+                self.failed.append(f"{method} through {node.id}: {error!r}")
+            self.done += 1
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def under_load() -> Callable[..., Awaitable[tuple[Any, Load]]]:
+    """Return a function that runs `work` beside a load, and returns what it returned and the load."""
+
+    async def under_load(
+        cluster: Cluster, nodes: Sequence[NodeProcess], work: Callable[[], Awaitable[Any]]
+    ) -> tuple[Any, Load]:
+        load, stop = Load(cluster, nodes), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run(stop))
+            try:
+                result = await work()
+            finally:
+                stop.set()
+        return result, load
+
+    return under_load
+
+
+def on_loopback(number: int, logs: Path) -> NodeProcess:
+    """Return a node with ports of its own; nodes are counted from 0."""
+    addresses = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    return NodeProcess(f"n{number + 1}", *addresses, log=logs / f"n{number + 1}.log")
+
+
+def namespaced(network: Network, number: int, logs: Path) -> NodeProcess:
+    """Return a node in a namespace of its own."""
+    addresses = (f"{network.host(number)}:{port}" for port in (NAMESPACED_HTTP, NAMESPACED_PEER, NAMESPACED_GOSSIP))
+    program = ("ip", "netns", "exec", network.namespaces[number], sys.executable, "-m", "zephyr")
+    return NodeProcess(f"n{number + 1}", *addresses, log=logs / f"n{number + 1}.log", program=program)
+
+
 @pytest.fixture
 async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     """Return a function that starts a cluster; all of it is gone after the test."""
@@ -134,21 +323,23 @@ async def start_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
-            count: int, *arguments: str, etcd: bool | EmbeddedEtcd = True, wait: bool = True, endpoints: str = ""
+            count: int,
+            *arguments: str,
+            etcd: bool | EmbeddedEtcd = True,
+            wait: bool = True,
+            endpoints: str = "",
+            network: Network | None = None,
         ) -> Cluster:
             session = await stack.enter_async_context(aiohttp.ClientSession())
             embedded = etcd if isinstance(etcd, EmbeddedEtcd) else None
             if etcd is True:
-                embedded = EmbeddedEtcd()
+                embedded = EmbeddedEtcd() if network is None else ReachableEtcd(network)
                 await embedded.start()
                 stack.push_async_callback(embedded.close)
-            ports = [free_port() for _ in range(3 * count)]
+            if isinstance(embedded, ReachableEtcd):
+                endpoints = embedded.network_endpoint
             nodes = [
-                NodeProcess(
-                    f"n{number + 1}",
-                    *(f"127.0.0.1:{port}" for port in ports[3 * number : 3 * number + 3]),
-                    log=tmp_path / f"n{number + 1}.log",
-                )
+                on_loopback(number, tmp_path) if network is None else namespaced(network, number, tmp_path)
                 for number in range(count)
             ]
             where = ["--etcd", endpoints or embedded.endpoint] if embedded else ["--etcd", "none"]

@@ -29,47 +29,11 @@ async def test_a_thousand_keys_of_random_bytes_are_read_back_through_every_node(
             assert await cluster.request(node, "GET", path_of(key)) == (200, value)
 
 
-class Load:
-    """A light load through all nodes but some, counting what fails."""
-
-    def __init__(self, cluster, nodes):
-        self.cluster = cluster
-        self.nodes = nodes
-        self.done = 0
-        self.failed: list[str] = []
-
-    async def run(self, stop: asyncio.Event) -> None:
-        rng = random.Random(2)
-        while not stop.is_set():
-            node, number = rng.choice(self.nodes), rng.randrange(200)
-            method, data = ("PUT", b"%d" % number) if rng.random() < 0.5 else ("GET", None)
-            try:
-                status, body = await self.cluster.request(node, method, f"/kv/load-{number}", data)
-                if status not in (200, 201, 204, 404):
-                    self.failed.append(f"{method} through {node.id}: {status} {body[:200]!r}")
-            except aiohttp.ClientError as error:
-                self.failed.append(f"{method} through {node.id}: {error!r}")
-            self.done += 1
-            await asyncio.sleep(0.005)
-
-
-async def under_load(cluster, nodes, work):
-    """Run `work` beside a load; return what it returned and the load."""
-    load, stop = Load(cluster, nodes), asyncio.Event()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(load.run(stop))
-        try:
-            result = await work()
-        finally:
-            stop.set()
-    return result, load
-
-
 EVICTED_MAX_S = 9.0
 """From a kill until it is out of every ring: `--evict-after` (5 s) after gossip knows, and room for a busy machine."""
 
 
-async def test_a_killed_node_is_evicted_from_every_ring_and_fails_no_request(start_cluster, figure):
+async def test_a_killed_node_is_evicted_from_every_ring_and_fails_no_request(start_cluster, figure, under_load):
     cluster = await start_cluster(5, "--lease-ttl", "60s")  # So that no lease ends meanwhile.
     victim, survivors = cluster.nodes[1], [node for node in cluster.nodes if node.id != "n2"]
     for number in range(200):
@@ -126,7 +90,7 @@ async def registered_again(cluster, timeout_s: float) -> float:
 
 
 @pytest.mark.timeout(180)
-async def test_thirty_seconds_without_etcd_fail_no_request_and_change_no_ring(start_cluster):
+async def test_thirty_seconds_without_etcd_fail_no_request_and_change_no_ring(start_cluster, under_load):
     cluster = await start_cluster(5)
     before = await ring_changes(cluster)
 
@@ -146,7 +110,7 @@ async def test_thirty_seconds_without_etcd_fail_no_request_and_change_no_ring(st
     assert await ring_changes(cluster) == before
 
 
-async def test_a_wiped_etcd_has_everyone_back_within_five_seconds_and_no_ring_changes(start_cluster):
+async def test_a_wiped_etcd_has_everyone_back_within_five_seconds_and_no_ring_changes(start_cluster, under_load):
     cluster = await start_cluster(5)
     before = await ring_changes(cluster)
 
@@ -197,7 +161,7 @@ async def test_a_cluster_may_live_by_gossip_alone(start_cluster):
     assert await cluster.request(cluster.nodes[1], "GET", "/kv/key") == (200, b"value")
 
 
-async def test_a_node_told_to_stop_leaves_the_ring_at_once_and_exits_with_zero(start_cluster):
+async def test_a_node_told_to_stop_leaves_the_ring_at_once_and_exits_with_zero(start_cluster, under_load):
     cluster = await start_cluster(3)
     leaver, others = cluster.nodes[2], cluster.nodes[:2]
 
