@@ -70,6 +70,8 @@ RETRY_MAX_S = 1.0
 """Longest pause: a returning etcd must find its members within seconds."""
 REGISTER_PAUSE_S = 0.2
 """Least time between two registrations of this node: two processes that fight over an id must not spin."""
+CHECK_PAUSE_S = 0.2
+"""Least time between two comparisons that are asked for: each request that a peer refuses as *not owner* asks."""
 DEPARTED_MAX = 1024
 """Departures remembered; the oldest are of no interest to anyone."""
 DEPARTED_TOLD_MAX = 64
@@ -320,7 +322,7 @@ class EtcdMembership:
     def request_check(self, now: Instant) -> None:
         """Compare with etcd soon: somebody's view differs from ours."""
         if self._synced:
-            self._check.want(now.monotonic_s)
+            self._check.want(max(now.monotonic_s, self._check_sent_s + CHECK_PAUSE_S))
 
     def leave(self, now: Instant) -> list[Effect]:
         """Leave in good order: say so, then end the lease. Gives up after half of `drain_timeout`."""
