@@ -225,8 +225,12 @@ def granted(registry: Registry) -> Registry:
     return registry
 
 
-def proposals(registry: Registry, second: float) -> list[EvictMember]:
+def proposals(registry: Registry, second: float, *, signs: bool = True) -> list[EvictMember]:
+    """Return whom it proposes. `signs`: whoever gossip calls alive has just been heard."""
     registry.swim.heard_s = float("inf")
+    for record in registry.swim.table.live:
+        if signs and record.state == "alive":
+            record.heard_s = second
     _, effects = registry.reconciler.reconcile({}, at(second))
     return [effect for effect in effects if isinstance(effect, EvictMember)]
 
@@ -274,6 +278,19 @@ def test_who_hears_a_majority_again_gives_the_dead_their_time_anew():
     assert proposals(registry, 61) == [], "it may be dead by the word of a minority"
     assert proposals(registry, 61 + SETTINGS.evict_after - 0.1) == []
     assert len(proposals(registry, 61 + SETTINGS.evict_after)) == 1
+
+
+def test_who_has_not_heard_a_majority_since_the_death_asks_everybody_first():
+    registry = granted(heard("n2", "n3", "n4"))
+    dead(registry, "n5")
+    registry.swim.heard_s = float("inf")
+    _, effects = registry.reconciler.reconcile({}, at(7))
+    assert not any(isinstance(effect, EvictMember) for effect in effects), "it may be the one that is cut off"
+    assert sum(isinstance(effect, SendDatagram) for effect in effects) >= 3
+    assert proposals(registry, 7.05, signs=False) == []
+    for node_id in ("n2", "n3"):
+        registry.swim.handle(DatagramReceived("a:1", Packet(node_id, 7, ())), at(7.06))
+    assert len(proposals(registry, 7.1, signs=False)) == 1
 
 
 def test_a_minority_proposes_nothing():

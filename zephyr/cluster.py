@@ -26,7 +26,7 @@ from math import inf
 from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
 from zephyr.events import Effect, Note
-from zephyr.evictions import Evictions
+from zephyr.evictions import Evictions, Gone
 from zephyr.gossip.swim import Swim
 from zephyr.model import (
     Authority,
@@ -443,18 +443,21 @@ class Reconciler:
 
     def _gone(
         self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float, now: Instant
-    ) -> dict[NodeId, tuple[float, str]]:
-        """Return who of the registered may be evicted: id -> (from which second on, why)."""
-        gone: dict[NodeId, tuple[float, str]] = {}
+    ) -> dict[NodeId, Gone]:
+        """Return who of the registered may be evicted."""
+        gone: dict[NodeId, Gone] = {}
         for node_id, registration in sorted(etcd.registrations.items()):
             said, record = self._said(node_id, registration.member), self.swim.table.members.get(node_id)
             if said == "unknown" and not connected.get(node_id):
-                gone[node_id] = (self._unknown_s[node_id] + self.settings.unknown_timeout, "gossip says unknown")
+                unknown_s = self._unknown_s[node_id]
+                gone[node_id] = Gone(unknown_s + self.settings.unknown_timeout, "gossip says unknown", unknown_s)
             elif self._is_removed(registration.member):
-                gone[node_id] = (now.monotonic_s, f"removed while etcd was away; gossip says {said}")
-            elif said in ("dead", "left") and record is not None:
+                gone[node_id] = Gone(now.monotonic_s, f"removed while etcd was away; gossip says {said}", -inf)
+            elif said == "left" and record is not None:
+                gone[node_id] = Gone(record.since_s, "gossip says left", -inf)  # Its own word.
+            elif said == "dead" and record is not None:
                 dead_s = max(record.since_s, majority_since_s) + self.settings.evict_after
-                gone[node_id] = (record.since_s if said == "left" else dead_s, f"gossip says {said}")
+                gone[node_id] = Gone(dead_s, "gossip says dead", record.since_s)
         gone.pop(self.settings.id, None)
         return gone
 

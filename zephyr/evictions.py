@@ -3,12 +3,13 @@
 Proposes: etcd decides, and every watch tells. A proposal is a transaction that fails where the registration has changed
 since, so two proposers do no harm, and a new life is never hit for the death of the old one.
 
-Invariant: nothing is proposed by a node that hears no more than half of the registered.
+Invariant: nothing is proposed by a node that has not heard more than half of the registered since that death.
 """
 
 from __future__ import annotations
 
 from math import inf
+from typing import NamedTuple
 
 from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
@@ -22,9 +23,19 @@ EVICT_TURN_MAX_S = 5.0
 EVICT_RETRY_S = 2.0
 """Between two proposals of one eviction by one member."""
 ROLL_CALL_S = 1.0
-"""How often a node that was evicted asks everybody whether they hear it."""
+"""How often a node asks everybody whether they hear it: that was evicted, or wants to evict."""
 ROLL_CALL_LOOK_S = 0.1
 """How often it looks who answered."""
+
+
+class Gone(NamedTuple):
+    """Why a registered member may be evicted."""
+
+    from_s: float
+    """Monotonic second from which on."""
+    why: str
+    silent_s: float
+    """When it was called dead; whoever is heard must have been heard since."""
 
 
 class Evictions:
@@ -57,11 +68,14 @@ class Evictions:
         elif self.majority_since_s == inf:
             self.majority_since_s = now.monotonic_s
 
-    def propose(self, gone: dict[NodeId, tuple[float, str]], heard: list[NodeId], now: Instant) -> list[Effect]:
-        """Ask etcd to drop who may be evicted: id -> (from when on, why). `heard`: the registered that this node hears.
+    def propose(self, gone: dict[NodeId, Gone], heard: list[NodeId], now: Instant) -> list[Effect]:
+        """Ask etcd to drop who may be evicted. `heard`: the registered that this node hears.
 
         The lowest id of those who are heard goes first, the others a moment later each: a second proposal is refused,
         and costs little.
+
+        More than half of the registered must have given a sign since the one was called dead: whom gossip calls alive
+        may only not have been missed yet, where this node is the one that is cut off. They are asked when it is time.
         """
         self._due_s = inf
         etcd, own = self.etcd, self.settings.id
@@ -70,14 +84,29 @@ class Evictions:
             return []
         turn_s = min(sorted(heard).index(own) * EVICT_TURN_S, EVICT_TURN_MAX_S)
         effects: list[Effect] = []
-        for node_id, (gone_s, why) in gone.items():
+        for node_id, (gone_s, why, silent_s) in gone.items():
             due_s = max(gone_s + turn_s, self._proposed_s.get(node_id, -inf) + EVICT_RETRY_S)
-            if now.monotonic_s >= due_s:
+            if now.monotonic_s >= due_s and not self._hears_most_since(silent_s):
+                effects += self._call_roll(now)
+                due_s = now.monotonic_s + ROLL_CALL_LOOK_S
+            elif now.monotonic_s >= due_s:
                 self._proposed_s[node_id] = now.monotonic_s
                 due_s = now.monotonic_s + EVICT_RETRY_S
                 effects += etcd.evict(etcd.registrations[node_id], why, now)
             self._due_s = min(self._due_s, due_s)
         return effects
+
+    def _hears_most_since(self, since_s: float) -> bool:
+        """Whether more than half of the registered, this node included, gave a sign after a moment."""
+        members, registrations = self.swim.table.members, self.etcd.registrations
+        heard = sum(item in members and members[item].heard_s > since_s for item in registrations)
+        return 2 * (heard + (self.settings.id in registrations)) > len(registrations)
+
+    def _call_roll(self, now: Instant) -> list[Effect]:
+        if now.monotonic_s < self._roll_call_s:
+            return []
+        self._roll_call_s = now.monotonic_s + ROLL_CALL_S
+        return self.swim.call_roll(now)
 
     def allow_registration(self, now: Instant) -> list[Effect]:
         """Who was evicted, or cut off for long, registers again once it has heard most of the registered since.
@@ -88,11 +117,9 @@ class Evictions:
         if not etcd.must_be_heard:
             self._evicted_s = None
             return etcd.allow_registration(allowed=True, now=now)
-        effects: list[Effect] = []
-        if self._evicted_s is None or now.monotonic_s >= self._roll_call_s:
-            self._evicted_s = now.monotonic_s if self._evicted_s is None else self._evicted_s
-            self._roll_call_s = now.monotonic_s + ROLL_CALL_S
-            effects += self.swim.call_roll(now)
+        if self._evicted_s is None:
+            self._evicted_s, self._roll_call_s = now.monotonic_s, -inf
+        effects = self._call_roll(now)
         evicted_s = self._evicted_s
         members = self.swim.table.members
         heard = [item for item in etcd.registrations if item in members and members[item].heard_s > evicted_s]

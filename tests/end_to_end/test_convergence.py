@@ -461,18 +461,7 @@ QUICK = ("--gossip-profile", "local", "--evict-after", "1s")
     ("arguments", "out_max_s"),
     [
         chaos((), 40),
-        pytest.param(
-            QUICK,
-            25,
-            id="short",
-            marks=[
-                pytest.mark.chaos,
-                pytest.mark.xfail(
-                    strict=False,
-                    reason="the two evict one of the three while they still take the others for alive",
-                ),
-            ],
-        ),
+        pytest.param(QUICK, 25, id="short", marks=pytest.mark.chaos),
     ],
 )
 async def test_a_split_with_etcd_on_both_sides_is_no_duel(start_cluster, make_network, figure, arguments, out_max_s):

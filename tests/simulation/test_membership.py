@@ -731,5 +731,10 @@ def test_however_soon_it_is_back_a_node_that_was_out_of_the_ring_drops_what_it_k
     cluster.wait(15)
     cluster.write_all(b"new")
     cluster.simulation.run_until(resumes_s - 0.05)
+    paused = cluster.node("n3")
+    paused._build = lambda _now: []  # The ring without it is never finished: it is back before.
+    cluster.simulation.at(resumes_s + 0.1, lambda: delattr(paused, "_build"))
+    changes = paused.ring_change_count
     assert cluster.stale_reads("n3", 0.5) == 0
+    assert paused.ring_change_count == changes
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
