@@ -498,7 +498,12 @@ def test_a_node_that_is_silent_for_too_long_is_gone(monkeypatch, capfdbinary):
 def test_ctrl_c_ends_following_without_a_complaint():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        command = [sys.executable, "-m", "zephyr", "events", "-f", "--url", url]
+        # As a terminal starts it: where these tests run in the background, Ctrl-C is ignored by all that they start.
+        as_in_a_terminal = (
+            "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "runpy.run_module('zephyr', run_name='__main__')"
+        )
+        command = [sys.executable, "-c", as_in_a_terminal, "events", "-f", "--url", url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             server.settimeout(30)
             connection, _ = server.accept()

@@ -276,19 +276,21 @@ class Reconciler:
         return is_mass and 2 * sum(map(self._is_heard, lost)) > len(lost)
 
     def _is_left_behind(self, etcd: EtcdMembership) -> bool:
-        """Whether the others went on without this node.
+        """Whether the others went on without this node: it was evicted, or its lease ended and theirs did not.
 
-        It was evicted; or most of the last view stayed registered, or some of it while this node heard a minority.
+        The latter only where it heard a minority for a time, or did not run: else they hear it, and an etcd that stood
+        still ends the leases of all, one after the other.
         """
-        own = self.settings.id
-        if own in etcd.registrations or own not in self._base or len(self._base) == 1:
+        own, registrations = self.settings.id, etcd.registrations
+        if own in registrations or own not in self._base or len(self._base) == 1:
             return False
-        registrations = etcd.registrations
-        kept = sum(
+        if etcd.departed.get(own) == "evicted":
+            return True
+        was_alone = self._was_minority or self.stood_still_s > -inf
+        return was_alone and any(
             item in registrations and registrations[item].member.epoch == member.epoch
             for item, member in self._base.items()
         )
-        return etcd.departed.get(own) == "evicted" or 2 * kept > len(self._base) or (kept > 0 and self._was_minority)
 
     def _take_over(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
         """With etcd back: its word counts once everybody who is heard has registered, or after a while.

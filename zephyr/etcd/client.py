@@ -22,9 +22,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault(
-    "GRPC_VERBOSITY", "NONE"
-)  # Every failure reaches the log as an event; gRPC's own lines do not help.
+# Every failure reaches the log as an event; gRPC's own lines do not help.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Nothing here forks but to start another program, which gRPC's handlers can break: its child has their threads' locks.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 from etcd3.etcdrpc import rpc_pb2 as messages
