@@ -454,7 +454,7 @@ class Reconciler:
                 unknown_s = self._unknown_s[node_id]
                 gone[node_id] = Gone(unknown_s + self.settings.unknown_timeout, "gossip says unknown", unknown_s)
             elif self._is_removed(registration.member):
-                gone[node_id] = Gone(now.monotonic_s, f"removed while etcd was away; gossip says {said}", -inf)
+                gone[node_id] = Gone(majority_since_s, f"removed while etcd was away; gossip says {said}", -inf)
             elif said == "left" and record is not None:
                 gone[node_id] = Gone(record.since_s, "gossip says left", -inf)  # Its own word.
             elif said == "dead" and record is not None:

@@ -650,6 +650,21 @@ def test_who_was_removed_while_etcd_was_away_serves_nothing_that_it_kept_though_
     assert cluster.log("note registration-gone n3 evicted") > 0
 
 
+@pytest.mark.parametrize("removed", ["n1", "n3", "n5"])
+def test_who_was_removed_while_etcd_was_away_is_evicted_whoever_is_first_to_propose(cluster, removed):
+    cluster.etcd_fails()
+    cluster.wait(3)
+    cluster.simulation.pause(removed, 60.0)
+    resumes_s = cluster.simulation.nodes[removed].resumes_s
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.gossip_evict_after)
+    cluster.simulation.run_until(resumes_s + 2)
+    assert removed not in cluster.rings()["n2"]
+    cluster.etcd_returns()
+    cluster.wait(5)
+    assert cluster.log(f"note registration-gone {removed} evicted") > 0
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+
+
 def test_who_was_removed_while_etcd_was_away_is_not_confirmed_by_its_lease_alone():
     cluster = Cluster(replicas=3).started()
     cluster.write_all(b"old")
