@@ -159,6 +159,14 @@ class Failure(enum.Enum):
     """A bounded queue is full; nothing was done."""
     CLOCK_SKEW = "clock-skew"
     """A replica refused the stamp as too far ahead of its clock; nothing was applied."""
+    PRECONDITION = "precondition-failed"
+    """What stands does not meet the condition; nothing was applied."""
+    CONFLICT = "conflict"
+    """Another write won between the look at what stands and the change."""
+    NOT_A_NUMBER = "not-a-number"
+    """The value to be counted up is no integer of 64 bits, or would leave them; nothing was applied."""
+    ABSENT = "not-found"
+    """What was to be changed is not there; nothing was applied."""
 
 
 @dataclass(slots=True)
@@ -179,6 +187,8 @@ class Outcome:
     """Replicas that were asked."""
     is_unconfirmed: bool = False
     """Answered by a replica that could not make sure that it still is one."""
+    hinted: tuple[NodeId, ...] = ()
+    """Writes: owners for which another node keeps the record until they are back."""
 
 
 @dataclass(slots=True)
@@ -205,3 +215,92 @@ class WriteRequest:
     """None: no deadline."""
     quorum: str | None = None
     timeout_s: float | None = None
+    is_sloppy: bool = False
+    """A record that another live node keeps for an owner counts as that owner's."""
+
+
+class Condition(NamedTuple):
+    """What must stand for a change to be made (RFC 9110, section 13)."""
+
+    is_match: bool
+    """True: one of `versions` must stand (If-Match). False: none of them may (If-None-Match)."""
+    versions: tuple[Version, ...]
+    """Empty: any (`*`)."""
+
+
+@dataclass(slots=True)
+class UpdateRequest:
+    """A change that depends on what stands: made by the key's first live owner, one after the other."""
+
+    key: bytes
+    kind: Literal["put", "delete", "increment", "expire"]
+    """`increment` keeps the content type and the deadline; an absent key starts at 0. `expire` sets the deadline."""
+    conditions: tuple[Condition, ...] = ()
+    """All must be met."""
+    value: bytes = b""
+    """Of a put."""
+    content_type: bytes = b""
+    ttl_ms: int | None = None
+    """put: its deadline; increment: only where it creates; expire: None removes the deadline."""
+    step: int = 0
+    """Of an increment."""
+    quorum: str | None = None
+    timeout_s: float | None = None
+
+
+Request: TypeAlias = ReadRequest | WriteRequest | UpdateRequest
+
+
+class ScanCursor(NamedTuple):
+    """Where a listing of keys goes on: after this key of this slot."""
+
+    slot: int
+    after_key: bytes
+    """Empty: at the beginning of the slot."""
+
+
+@dataclass(slots=True)
+class ScanRequest:
+    """A client's wish for a page of keys."""
+
+    prefix: bytes
+    limit: int
+    cursor: ScanCursor
+    timeout_s: float | None = None
+
+
+@dataclass(slots=True)
+class ScanPage:
+    """Keys in the order of slots, then bytes. May have fewer than asked for, or none, and yet a next page."""
+
+    failure: Failure | None = None
+    detail: str = ""
+    keys: tuple[bytes, ...] = ()
+    cursor: ScanCursor | None = None
+    """None: all slots were listed."""
+
+
+class ReplicaState(NamedTuple):
+    """What one node says that it holds of a key."""
+
+    node_id: NodeId
+    state: Literal["value", "tombstone", "absent", "ghost", "unreachable"]
+    version: Version
+    """Of the entry, or of the ghost; empty: none."""
+    expires_unix_ms: int
+    """0: never."""
+    is_level: bool
+    """Whether it holds all that it should of the key's slot."""
+    is_owner: bool
+    hinted: tuple[NodeId, ...]
+    """Members for which this node keeps a record of the key."""
+
+
+@dataclass(slots=True)
+class Explanation:
+    """Where a key is: owners first, in the ring's order, then others that keep something of it."""
+
+    key: bytes
+    slot: int
+    owners: tuple[NodeId, ...]
+    replicas: tuple[ReplicaState, ...]
