@@ -193,7 +193,7 @@ class Metrics(Collector):
         text = "Clients' requests that wait for peers."
         yield GaugeMetricFamily("zephyr_requests_in_flight", text, value=coordinator.requests_in_flight)
         text = "Peers' requests for slots that this node does not own."
-        yield CounterMetricFamily("zephyr_not_owner", text, value=coordinator.not_owner_count)
+        yield CounterMetricFamily("zephyr_not_owner", text, value=coordinator.replica.not_owner_count)
         levels = node.levels
         text = "Slots of this node that are still to be fetched from the others that own them."
         yield GaugeMetricFamily("zephyr_repair_pending_slots", text, value=levels.pending)
@@ -201,7 +201,7 @@ class Metrics(Collector):
         yield CounterMetricFamily("zephyr_repair_records", text, value=levels.pulled_records)
         yield CounterMetricFamily("zephyr_repair_bytes", text, value=levels.pulled_bytes)
         text = "Peers' writes refused because their stamp is too far ahead of this clock."
-        yield CounterMetricFamily("zephyr_refused_stamps", text, value=coordinator.refused_stamp_count)
+        yield CounterMetricFamily("zephyr_refused_stamps", text, value=coordinator.replica.refused_stamp_count)
 
 
 def _peer_totals(totals: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
