@@ -99,6 +99,11 @@ class Hints:
         """What they take."""
         return self._bytes
 
+    def counts(self) -> dict[str, int]:
+        """Return how many hints were queued, and what became of those that are no longer pending."""
+        names = ("queued", "delivered", "redirected", "expired", "dropped")
+        return {name: getattr(self, name) for name in names}
+
     def targets_of(self, key: bytes) -> tuple[NodeId, ...]:
         """Return the members for which a record of this key is kept."""
         return tuple(node_id for node_id, target in self._targets.items() if key in target.records)
