@@ -8,8 +8,8 @@ of the slot, of the ring as it is and as it was, for all it has there, page by p
 level; with nobody to ask it is at once. Until then the node takes writes, and its reads count to no quorum
 (`zephyr.replication.quorum`).
 
-Who is called dead and still stands in the ring is waited for, until it answers or leaves the ring: it may be cut off only,
-and have what those who answered lack. What a member had that is dead and out of the ring is gone with it.
+Who is called dead and still stands in the ring is waited for, until it answers or leaves the ring: it may only be cut
+off, and have what those who answered lack. What a member had that is dead and out of the ring is gone with it.
 
     PULL request   (slots, 2 bytes each; the key to go on after, or empty)
     reply          (pairs of key and record, tombstones included; how many slots are done; the last key of the next one;
