@@ -303,6 +303,16 @@ def test_a_quorum_that_cannot_be_met_is_refused_before_anything_is_sent():
     assert coordinator.begin_write(WriteRequest(b"key", b"v", quorum="7"), at(1)).failure is Failure.UNAVAILABLE
 
 
+def test_a_ring_that_shrank_while_gossip_leads_needs_as_many_replicas_as_before():
+    coordinator = build("n1", "n2", "n3", replicas=5)
+    coordinator.committed_count = 5
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
+    first, second = sends(pending.effects)
+    assert coordinator.replied(first.call_id, Status.OK, acknowledged(), at(1.1)) == [], "two of three are not enough"
+    assert completed(coordinator.replied(second.call_id, Status.OK, acknowledged(), at(1.2))).failure is None
+    assert coordinator.begin_read(ReadRequest(b"key", quorum="all"), at(2)).failure is Failure.UNAVAILABLE
+
+
 def test_a_write_decided_by_this_node_alone_still_reaches_the_others():
     coordinator = build("n1", "n2", "n3")
     pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(1))
