@@ -29,7 +29,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import inf
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -113,6 +113,8 @@ class Facts:
     """What follows from a history before anything is judged."""
 
     def __init__(self, history: History) -> None:
+        """`history`: in order (`History.sort`)."""
+        assert all(one.invoked_s <= other.invoked_s for one, other in pairwise(history.operations)), "in order"
         self.history = history
         self.run = history.run
         self.quorum = self.run.replicas // 2 + 1
@@ -252,7 +254,7 @@ class _Absences:
     """Why a key may be absent: deletes, and deadlines."""
 
     def __init__(self, facts: Facts, operations: Iterable[Kept]) -> None:
-        skew_s = facts.run.clock_skew_max_ms / 1000
+        skew_s = 2 * facts.run.clock_skew_max_ms / 1000  # Of whom set the deadline, and of whom it passes for.
         reasons = []
         for item, _, _ in operations:
             if item.kind == "get" or item.outcome == "fail":

@@ -105,6 +105,14 @@ class Operation(NamedTuple):
     line: int = 0
     """Where it stands in the history; 0: nowhere."""
 
+    def text(self) -> str:
+        """Tell it in a line."""
+        value = "" if self.kind == "delete" else f" {self.value or 'nothing'}"
+        return (
+            f"{self.invoked_s:.4f}-{self.completed_s:.4f} {self.process} {self.kind} {self.key}{value} {self.outcome} "
+            f"{self.version.hex()} at {self.coordinator}"
+        )
+
 
 class Fault(NamedTuple):
     """Something done to the cluster."""
