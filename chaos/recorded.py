@@ -38,6 +38,8 @@ SAMPLE_S = 0.2
 """Every node's ring is looked at this often, beside each change of it."""
 CLIENT_TIMEOUT_S = 5.0
 """After this a client no longer waits: longer than a request may take at a node that runs."""
+PATIENCE_S = 0.3
+"""After this a client asks for the next thing, though it still waits for the answer."""
 CLIENT_LATENCY_MAX_S = 0.003
 SETTLE_S = 4.0
 """A watch may be 3 s late: nodes that take over a ring later than this after the others were cut off."""
@@ -52,10 +54,11 @@ class _Asked:
     invoked_s: float
     coordinator: NodeId
     done: Callable[[], None]
-    """Called when the client knows, or gives up."""
+    """Called once, when the client knows or is out of patience."""
     ring: str = ""
     epoch: str = ""
     is_over: bool = False
+    has_gone_on: bool = False
 
     @property
     def kind(self) -> OperationKind:
@@ -111,9 +114,13 @@ class RecordedSimulation(Simulation):
         request: ReadRequest | WriteRequest,
         done: Callable[[], None] = lambda: None,
     ) -> None:
-        """Have a client send a request to a node. `done` is called when it knows, or gives up."""
+        """Have a client send a request to a node. `done` is called when it knows, or is out of patience.
+
+        It goes on to listen then: an answer that comes late is written down as one that came.
+        """
         asked = _Asked(process, request, self.now_s, node_id, done)
         self.at(self.now_s + self._client_latency_s(), lambda: self._deliver(asked))
+        self.at(self.now_s + PATIENCE_S, lambda: self._go_on(asked))
         self.at(self.now_s + CLIENT_TIMEOUT_S, lambda: self._end(asked, "info", Outcome(), inf))
 
     def _client_latency_s(self) -> float:
@@ -184,7 +191,12 @@ class RecordedSimulation(Simulation):
         )  # fmt: skip
         what = f"{kind} {key} {value} {word} {version.hex()} at {asked.coordinator} since {asked.invoked_s:.6f}"
         self.record(asked.process, f"{what}: {outcome.detail}" if outcome.failure else what)
-        asked.done()
+        self._go_on(asked)
+
+    def _go_on(self, asked: _Asked) -> None:
+        if not asked.has_gone_on:
+            asked.has_gone_on = True
+            asked.done()
 
     # --- what nodes show ----------------------------------------------------------------------------------
 
