@@ -8,6 +8,7 @@ clock, so the same seed gives the same event log to the byte. A run of a minute 
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,7 +103,9 @@ class SimulatedNode:
     etcd_line_s: float = 0.0
     """Arrival of the last watch event: a stream keeps its order."""
     resumes_s: float = 0.0
-    """Virtual second until which the process is stopped; what comes meanwhile waits."""
+    """Virtual second until which the process is stopped; what comes meanwhile waits. Infinite: until `resume`."""
+    waiting: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    """What waits for `resume`: (seconds after it, what then happens), in the order of arrival."""
 
 
 class Simulation:
@@ -199,11 +202,28 @@ class Simulation:
         self.nodes[node_id].resumes_s = self.now_s + duration_s
         self.record(node_id, f"paused for {duration_s:.1f} s")
 
+    def stop(self, node_id: NodeId) -> None:
+        """Stop a node as SIGSTOP would, until `resume`."""
+        self.nodes[node_id].resumes_s = math.inf
+        self.record(node_id, "stopped for now")
+
+    def resume(self, node_id: NodeId) -> None:
+        """Let a node go on that `stop` has stopped."""
+        simulated = self.nodes[node_id]
+        simulated.resumes_s = self.now_s
+        self.record(node_id, "goes on")
+        waiting, simulated.waiting = simulated.waiting, []
+        for after_s, action in waiting:
+            self.at(self.now_s + after_s, action)
+
     def _is_paused(self, simulated: SimulatedNode, action: Callable[[], None], after_s: float = 0.0) -> bool:
         """Whether a node does not run; the action is then done when it goes on, in the order of arrival."""
         if self.now_s >= simulated.resumes_s:
             return False
-        self.at(simulated.resumes_s + after_s, action)
+        if math.isinf(simulated.resumes_s):
+            simulated.waiting.append((after_s, action))
+        else:
+            self.at(simulated.resumes_s + after_s, action)
         return True
 
     def leave(self, node_id: NodeId) -> None:

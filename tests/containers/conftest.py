@@ -5,59 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
-import os
-import shlex
-import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-COMPOSE_FILE = Path(__file__).parents[2] / "deploy" / "docker-compose.yml"
+from chaos.drivers.containers import ComposeProject, Container, run
+
 PORTS = "18080-18179"
 """Host ports of the tests: not those of a cluster that somebody has running, and below the ephemeral ones."""
-COMMAND_MAX_S = 120.0
-"""Longest Docker or Compose command: seven nodes start and stop within 15 s on two quiet cores."""
 READY_MAX_S = 60.0
 """Longest wait for a ring of all nodes: the interpreters of seven nodes start on two cores."""
 TRAFFIC_REQUESTS_MAX = 50_000
 """Bound of a background client's requests, so that a condition that never comes does not fill the memory."""
-
-
-def find_compose() -> list[str]:
-    """Return the Compose command: $COMPOSE, else whichever is installed. Fails with what to install."""
-    if "COMPOSE" in os.environ:
-        return shlex.split(os.environ["COMPOSE"])
-    plugin = ["docker", "compose"]
-    if shutil.which("docker") and not subprocess.run([*plugin, "version"], check=False, capture_output=True).returncode:
-        return plugin
-    if shutil.which("docker-compose"):
-        return ["docker-compose"]
-    pytest.fail("neither `docker compose` nor `docker-compose` is installed", pytrace=False)
-
-
-async def run(*command: str, environment: dict[str, str] | None = None) -> str:
-    """Run a command to its end; return its standard output. Fails the test when the command fails."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **(environment or {})},
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(COMMAND_MAX_S):
-            output, errors = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        pytest.fail(f"{shlex.join(command)}: not within {COMMAND_MAX_S} s")
-    assert process.returncode == 0, f"{shlex.join(command)}: exit code {process.returncode}\n{errors.decode()}"
-    return output.decode()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what: Callable[[], object]) -> None:
@@ -68,20 +32,6 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float, what
         await asyncio.sleep(0.1)
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
-    """One running node."""
-
-    name: str
-    id: str
-    """The node's id: the host name, which is the start of the container's id."""
-    number: int
-    """Compose's number of it within the service, from 1."""
-    url: str
-    """Its published port."""
-    health: str
-
-
 @dataclass
 class Traffic:
     """What a client saw that went on writing and reading while something happened."""
@@ -90,37 +40,18 @@ class Traffic:
     failures: list[str] = field(default_factory=list)
 
 
-class ComposeCluster:
-    """The nodes and etcd of one Compose project."""
+class ComposeCluster(ComposeProject):
+    """The nodes and etcd of one Compose project, and a client of them."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
-        self.project = f"zephyrtest{uuid.uuid4().hex[:8]}"
+        super().__init__(f"zephyrtest{uuid.uuid4().hex[:8]}", PORTS)
         self.session = session
-        self._compose = [*find_compose(), "-p", self.project, "-f", str(COMPOSE_FILE)]
         self._seen: dict[str, Any] = {}
-
-    async def compose(self, *arguments: str) -> str:
-        return await run(*self._compose, *arguments, environment={"PORTS": PORTS})
 
     async def scale(self, count: int) -> None:
         """Start or stop nodes until there are `count`; wait until all of them have one ring and are healthy."""
         await self.compose("up", "-d", "--no-recreate", "--no-build", "--scale", f"node={count}")
         await self.wait_ring(count)
-
-    async def nodes(self) -> list[Container]:
-        """Return the running nodes by their numbers."""
-        label = "label=com.docker.compose"
-        of_ours = ("--filter", f"{label}.project={self.project}", "--filter", f"{label}.service=node")
-        ids = (await run("docker", "ps", "--quiet", *of_ours)).split()
-        containers: list[Container] = []
-        for found in json.loads(await run("docker", "inspect", *ids) if ids else "[]"):
-            ports = found["NetworkSettings"]["Ports"].get("8080/tcp")
-            if found["State"]["Running"] and ports:
-                number = int(found["Config"]["Labels"]["com.docker.compose.container-number"])
-                url = f"http://127.0.0.1:{ports[0]['HostPort']}"
-                health = found["State"]["Health"]["Status"]
-                containers.append(Container(found["Name"].lstrip("/"), found["Id"][:12], number, url, health))
-        return sorted(containers, key=lambda container: container.number)
 
     async def wait_ring(self, count: int, timeout_s: float = READY_MAX_S) -> list[Container]:
         """Wait until `count` nodes run, Docker calls them healthy, and each has exactly them in the same ring."""

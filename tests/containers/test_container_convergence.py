@@ -7,10 +7,13 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 
-import aiohttp
 import pytest
+
+from chaos.drivers.http import page_of
+from chaos.watch import Watch
+from chaos.watch import watching as watched
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
@@ -18,51 +21,29 @@ REPETITIONS = int(os.environ.get("ZEPHYRCACHE_REPETITIONS", "1"))
 """How often one is killed. `make convergence` measures it with more; one shows that it works."""
 NODES = 5
 PAUSE_S = 30.0
-LOOK_S = 0.03
 GONE_MAX_S = 40.0
 """Until the others have one ring without it: silence takes up to ten seconds to be a death, eviction five more."""
 BACK_MAX_S = 60.0
 """Until all have one ring with it: a container is started within seconds on a quiet machine."""
 
 
-async def pages(cluster, nodes) -> list[dict]:
-    """Return what the nodes show; nothing at all while one of them does not answer."""
-    with contextlib.suppress(aiohttp.ClientError):
-        return await asyncio.gather(*(cluster.json(node, "/debug/views") for node in nodes))
-    return []
-
-
-async def seconds_until(cluster, nodes, condition: Callable[[list[dict]], bool], since_s: float, max_s: float) -> float:
-    """Look at the nodes until what they show fulfils a condition; return the seconds since a moment."""
-    while True:
-        found = await pages(cluster, nodes)
-        at_s = time.monotonic()
-        if found and condition(found):
-            return at_s - since_s
-        assert at_s < since_s + max_s, [(page["node"], page["authority"], page["ring"]) for page in found]
-        await asyncio.sleep(LOOK_S)
-
-
-def is_one_ring(found: list[dict], owners: list[str]) -> bool:
-    return len({page["ring"]["digest"] for page in found}) == 1 and all(
-        page["ring"]["owners"] == owners for page in found
-    )
+@contextlib.asynccontextmanager
+async def watching(cluster, nodes) -> AsyncIterator[Watch]:
+    """Look at these containers while the block runs."""
+    urls = {node.id: node.url for node in nodes}
+    async with watched(Watch(urls, lambda node_id: page_of(cluster.session, urls[node_id]))) as watch:
+        yield watch
 
 
 async def see_it_go(cluster, nodes, victim, command: Awaitable[str]) -> tuple[float, float]:
     """Do something to a node; return the seconds from then on until it is unroutable, and out of the ring, at all."""
-    others = [node for node in nodes if node.id != victim.id]
-    expected = sorted(node.id for node in others)
-
-    def is_unroutable(found: list[dict]) -> bool:
-        rows = [row for page in found for row in page["members"] if row["id"] == victim.id]
-        return not any(row["routable"] for row in rows)
-
-    began_s = time.monotonic()
-    doing = asyncio.ensure_future(command)
-    unroutable_s = await seconds_until(cluster, others, is_unroutable, began_s, GONE_MAX_S)
-    out_s = await seconds_until(cluster, others, lambda found: is_one_ring(found, expected), began_s, GONE_MAX_S)
-    await doing
+    others = sorted(node.id for node in nodes if node.id != victim.id)
+    async with watching(cluster, [node for node in nodes if node.id != victim.id]) as watch:
+        began_s = time.monotonic()
+        doing = asyncio.ensure_future(command)
+        unroutable_s = await watch.until(lambda look: victim.id not in look.routable, others, GONE_MAX_S, began_s)
+        out_s = await watch.until_one_ring(others, others, GONE_MAX_S, began_s)
+        await doing
     return unroutable_s, out_s
 
 
@@ -71,9 +52,10 @@ async def see_it_back(cluster, command: Awaitable[str]) -> float:
     began_s = time.monotonic()
     await command
     nodes = await cluster.nodes()  # One that was started again has another port.
-    expected = sorted(node.id for node in nodes)
-    assert len(expected) == NODES
-    return await seconds_until(cluster, nodes, lambda found: is_one_ring(found, expected), began_s, BACK_MAX_S)
+    everybody = sorted(node.id for node in nodes)
+    assert len(everybody) == NODES
+    async with watching(cluster, nodes) as watch:
+        return await watch.until_one_ring(everybody, everybody, BACK_MAX_S, began_s)
 
 
 async def test_containers_that_are_killed_paused_or_cut_off_leave_every_ring_and_are_back(

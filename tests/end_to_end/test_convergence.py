@@ -16,15 +16,17 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import aiohttp
 import pytest
 from yarl import URL
 
+from chaos.drivers.http import page_of
+from chaos.watch import LOOK_S, Look, Watch
+from chaos.watch import watching as watched
 from zephyr.etcd.embedded import EmbeddedEtcd, find_etcd
 
 REPETITIONS = int(os.environ.get("ZEPHYRCACHE_REPETITIONS", "1"))
@@ -33,9 +35,6 @@ MEASURED_MIN = 10
 """From so many repetitions on, p50 and p99 are held against the promise; fewer, on a busy machine, tell little."""
 NODES = 5
 START_MAX_S = 60.0
-LOOK_S = 0.03
-"""Between two looks at a node, so that each is looked at 20 times a second and more."""
-LOOK_TIMEOUT_S = 1.0
 EVICT_AFTER_S = 5.0
 """The default."""
 SLOW = 4.0
@@ -54,91 +53,12 @@ def short(*values: object) -> object:
     return pytest.param(*values, id="short")
 
 
-class Look(NamedTuple):
-    """What a node's page showed."""
-
-    at_s: float
-    owners: tuple[str, ...]
-    digest: str
-    authority: str
-    etcd: str
-    routable: frozenset[str]
-    registered: frozenset[str]
-    lives: tuple[tuple[str, int], ...]
-    """(id, revision of its registration)."""
-
-
-def look_of(page: dict, at_s: float) -> Look:
-    members = page["members"]
-    return Look(
-        at_s,
-        tuple(page["ring"]["owners"]),
-        page["ring"]["digest"],
-        page["authority"],
-        page["etcd"]["state"],
-        frozenset(row["id"] for row in members if row["routable"]),
-        frozenset(row["id"] for row in members if row["etcd"]["state"] == "registered"),
-        tuple((row["id"], row["etcd"]["revision"]) for row in members),
-    )
-
-
-class Watch:
-    """Looks at all nodes many times a second, and keeps what it saw."""
-
-    def __init__(self, cluster) -> None:
-        self.cluster = cluster
-        self.looks: dict[str, list[Look]] = {node.id: [] for node in cluster.nodes}
-        self.latest: dict[str, Look] = {}
-        """Of the nodes that answer."""
-
-    async def follow(self, node) -> None:
-        timeout = aiohttp.ClientTimeout(total=LOOK_TIMEOUT_S)
-        while True:
-            try:
-                async with self.cluster.session.get(f"http://{node.http}/debug/views", timeout=timeout) as response:
-                    page = await response.json()
-            except (aiohttp.ClientError, TimeoutError):
-                self.latest.pop(node.id, None)
-            else:
-                look = look_of(page, time.monotonic())
-                self.looks[node.id].append(look)
-                self.latest[node.id] = look
-            await asyncio.sleep(LOOK_S)
-
-    async def until(self, condition: Callable[[Look], bool], of: Iterable, timeout_s: float, since_s: float) -> float:
-        """Wait until the latest looks at these nodes all fulfil a condition; return the seconds since a moment."""
-        nodes = [node.id for node in of]
-        while not all(item in self.latest and condition(self.latest[item]) for item in nodes):
-            assert time.monotonic() < since_s + timeout_s, f"not within {timeout_s} s: {self.latest}"
-            await asyncio.sleep(LOOK_S / 3)
-        return max(0.0, max(self.latest[item].at_s for item in nodes) - since_s)
-
-    async def until_one_ring(self, owners: Iterable[str], of: Iterable, timeout_s: float, since_s: float) -> float:
-        """Wait until these nodes have exactly these owners, and one digest."""
-        expected, nodes = tuple(sorted(owners)), list(of)
-
-        def is_one(look: Look) -> bool:
-            return look.owners == expected and look.digest == self.latest[nodes[0].id].digest
-
-        return await self.until(is_one, nodes, timeout_s, since_s)
-
-    def since(self, since_s: float, of: Iterable | None = None) -> dict[str, list[Look]]:
-        """Return the looks at these nodes (at all) from a moment on."""
-        ids = list(self.looks) if of is None else [node.id for node in of]
-        return {item: [look for look in self.looks[item] if look.at_s >= since_s] for item in ids}
-
-
 @contextlib.asynccontextmanager
 async def watching(cluster) -> AsyncIterator[Watch]:
     """Look at all nodes of a cluster while the block runs."""
-    watch = Watch(cluster)
-    tasks = [asyncio.create_task(watch.follow(node)) for node in cluster.nodes]
-    try:
+    urls = {node.id: f"http://{node.http}" for node in cluster.nodes}
+    async with watched(Watch(urls, lambda node_id: page_of(cluster.session, urls[node_id]))) as watch:
         yield watch
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def ring_changes(cluster, nodes: Iterable | None = None) -> dict[str, int]:
@@ -180,7 +100,7 @@ def everybody_else(cluster, *gone) -> list:
 def assert_ring_held(watch: Watch, since_s: float, owners: Iterable[str], of: Iterable | None = None) -> None:
     """Assert that no look at these nodes showed other owners, and that they were looked at all the while."""
     took_s = time.monotonic() - since_s
-    for node_id, looks in watch.since(since_s, of).items():
+    for node_id, looks in watch.since(since_s, None if of is None else ids(of)).items():
         assert len(looks) >= 5 * took_s, f"{node_id} was looked at {len(looks)} times in {took_s} s"
         assert {look.owners for look in looks} == {tuple(sorted(owners))}, node_id
 
@@ -199,13 +119,15 @@ async def test_a_killed_node_is_unroutable_at_once_and_out_of_every_ring_soon(st
             began_s = time.monotonic()
             victim.kill()
             unroutable_s.append(
-                await watch.until(lambda look, gone=victim.id: gone not in look.routable, others, 4 * SLOW, began_s)
+                await watch.until(
+                    lambda look, gone=victim.id: gone not in look.routable, ids(others), 4 * SLOW, began_s
+                )
             )
             limit_s = EVICT_AFTER_S + 3 * SLOW
-            out_s.append(await watch.until_one_ring(ids(others), others, limit_s, began_s))
+            out_s.append(await watch.until_one_ring(ids(others), ids(others), limit_s, began_s))
             began_s = time.monotonic()
             cluster.start(victim)
-            back_s.append(await watch.until_one_ring(ids(cluster.nodes), cluster.nodes, START_MAX_S, began_s))
+            back_s.append(await watch.until_one_ring(ids(cluster.nodes), ids(cluster.nodes), START_MAX_S, began_s))
     note_all(figure, "kill -9: unroutable at all others", unroutable_s)
     note_all(figure, "kill -9: out of every ring, all digests equal", out_s)
     note_all(figure, "kill -9: back in every ring after it was started again (with its start)", back_s)
@@ -228,12 +150,12 @@ async def test_without_etcd_gossip_leads_and_no_request_fails(start_cluster, und
         async def outage() -> tuple[float, float, float]:
             began_s = time.monotonic()
             await cluster.etcd.kill()
-            led_s = await watch.until(lambda look: look.authority == "gossip", cluster.nodes, 5 * SLOW, began_s)
+            led_s = await watch.until(lambda look: look.authority == "gossip", ids(cluster.nodes), 5 * SLOW, began_s)
             await asyncio.sleep(began_s + outage_s - time.monotonic())  # The promise is about an outage of this length.
             assert {look.authority for look in watch.latest.values()} == {"gossip"}
             await cluster.etcd.start()
             back_s = await watch.until(
-                lambda look: look.authority == "both", cluster.nodes, BACK_MAX_S, time.monotonic()
+                lambda look: look.authority == "both", ids(cluster.nodes), BACK_MAX_S, time.monotonic()
             )
             return began_s, led_s, back_s
 
@@ -257,17 +179,17 @@ async def test_a_node_killed_while_etcd_is_down_leaves_by_gossip_and_stays_out(
     before = await ring_changes(cluster, others)
     async with watching(cluster) as watch:
         await cluster.etcd.kill()
-        await watch.until(lambda look: look.authority == "gossip", others, 5 * SLOW, time.monotonic())
+        await watch.until(lambda look: look.authority == "gossip", ids(others), 5 * SLOW, time.monotonic())
         began_s = time.monotonic()
         victim.kill()
-        out_s = await watch.until_one_ring(ids(others), others, gossip_evict_after_s + 3 * SLOW, began_s)
+        out_s = await watch.until_one_ring(ids(others), ids(others), gossip_evict_after_s + 3 * SLOW, began_s)
         figure(f"killed while etcd is down: out of every ring (gossip_evict_after {gossip_evict_after_s} s)", out_s)
         assert out_s >= gossip_evict_after_s
         out_at_s = time.monotonic()
         await cluster.etcd.start()
         began_s = time.monotonic()
         evicted_s = await watch.until(
-            lambda look: victim.id not in look.registered and look.authority == "both", others, BACK_MAX_S, began_s
+            lambda look: victim.id not in look.registered and look.authority == "both", ids(others), BACK_MAX_S, began_s
         )
         figure("killed while etcd is down: evicted from etcd after it serves again, seen by all", evicted_s)
         await asyncio.sleep(2)  # Whatever would bring it back would have come by now.
@@ -303,9 +225,9 @@ async def test_a_node_that_joins_while_etcd_is_down_coordinates_and_owns_when_it
     for node in before:
         assert await cluster.request(node, "GET", "/kv/joined") == (200, b"value")
     async with watching(cluster) as watch:
-        await watch.until(lambda look: look.owners == tuple(ids(before)), cluster.nodes, 5, time.monotonic())
+        await watch.until(lambda look: look.owners == tuple(ids(before)), ids(cluster.nodes), 5, time.monotonic())
         await cluster.etcd.start()
-        took_s = await watch.until_one_ring(ids(cluster.nodes), cluster.nodes, 10 + SLOW, time.monotonic())
+        took_s = await watch.until_one_ring(ids(cluster.nodes), ids(cluster.nodes), 10 + SLOW, time.monotonic())
         figure("joined while etcd is down: owner in every ring after etcd serves again", took_s)
 
 
@@ -335,7 +257,7 @@ async def test_a_wiped_etcd_shrinks_no_ring_and_has_all_registered_again(start_c
                 is_all = look.registered == everybody and look.etcd == "connected"
                 return is_all and look.authority == "both" and look.at_s > serves_s
 
-            took_s.append(await watch.until(is_registered, cluster.nodes, BACK_MAX_S, serves_s))
+            took_s.append(await watch.until(is_registered, ids(cluster.nodes), BACK_MAX_S, serves_s))
             keys = await etcdctl(cluster.etcd, "get", "/zephyrcache/", "--prefix", "--keys-only")
             assert sum("/members/" in key for key in keys.split()) == NODES
             await asyncio.sleep(1)  # Whatever came late would be seen.
@@ -374,7 +296,7 @@ async def test_an_etcd_that_loses_its_leader_changes_no_ring(start_cluster, figu
 
                 await poll(takes_a_change, 5 * SLOW)
                 took_s.append(time.monotonic() - killed_s)
-                await watch.until(lambda look: look.authority == "both", cluster.nodes, 15, killed_s)
+                await watch.until(lambda look: look.authority == "both", ids(cluster.nodes), 15, killed_s)
                 await leader.start()
             assert_ring_held(watch, began_s, ids(cluster.nodes))
     note_all(figure, "etcd's leader killed: until it takes changes again", took_s)
@@ -403,7 +325,7 @@ async def test_blocked_udp_changes_no_ring(start_cluster, make_network, figure, 
     async with watching(cluster) as watch:
         began_s = time.monotonic()
         network.drop_udp(None if whose == "all" else 0)
-        etcd_leads_s = await watch.until(lambda look: look.authority == "etcd", concerned, blocked_s + 15, began_s)
+        etcd_leads_s = await watch.until(lambda look: look.authority == "etcd", ids(concerned), blocked_s + 15, began_s)
         figure(f"UDP blocked at {whose}: etcd leads {'everywhere' if whose == 'all' else 'there'}", etcd_leads_s)
         await asyncio.sleep(max(0, began_s + blocked_s - time.monotonic()))  # The promise is about this long.
         assert_ring_held(watch, began_s, ids(cluster.nodes))
@@ -412,7 +334,7 @@ async def test_blocked_udp_changes_no_ring(start_cluster, make_network, figure, 
                sum(found != frozenset(ids(cluster.nodes)) for found in routable), f"of {len(routable)}")  # fmt: skip
         healed_s = time.monotonic()
         network.heal()
-        took_s = await watch.until(lambda look: look.authority == "both", cluster.nodes, 15, healed_s)
+        took_s = await watch.until(lambda look: look.authority == "both", ids(cluster.nodes), 15, healed_s)
         figure(f"UDP blocked at {whose}: `both` everywhere after it is let through", took_s)
     assert await ring_changes(cluster) == before
 
@@ -426,17 +348,17 @@ async def test_a_node_cut_from_etcd_alone_lives_on_through_its_peers(
     victim = cluster.nodes[0]
     before = await ring_changes(cluster)
     async with watching(cluster) as watch:
-        await watch.until(lambda look: True, cluster.nodes, 5, time.monotonic())
+        await watch.until(lambda look: True, ids(cluster.nodes), 5, time.monotonic())
         life = dict(watch.latest[cluster.nodes[1].id].lives)
         began_s = time.monotonic()
         network.cut_from_here(0, cluster.etcd.port)
         relayed_s = await watch.until(
-            lambda look: look.authority == "relayed" and look.etcd == "relayed", [victim], 6 * SLOW, began_s
+            lambda look: look.authority == "relayed" and look.etcd == "relayed", [victim.id], 6 * SLOW, began_s
         )
         figure("cut from etcd: it shows `relayed`", relayed_s)
         await asyncio.sleep(max(0, began_s + cut_s - time.monotonic()))  # The promise is about this long.
         assert_ring_held(watch, began_s, ids(cluster.nodes))
-        later = watch.since(began_s + relayed_s + 0.5, [victim])[victim.id]
+        later = watch.since(began_s + relayed_s + 0.5, [victim.id])[victim.id]
         assert {look.authority for look in later} == {"relayed"}
         # Its registration is the same, so its lease has been renewed: by a peer, since it cannot.
         assert cut_s > 2 * lease_ttl_s
@@ -448,7 +370,7 @@ async def test_a_node_cut_from_etcd_alone_lives_on_through_its_peers(
         assert await cluster.request(victim, "GET", "/kv/key") == (200, b"value")
         healed_s = time.monotonic()
         network.heal()
-        took_s = await watch.until(lambda look: look.authority == "both", cluster.nodes, 5 * SLOW, healed_s)
+        took_s = await watch.until(lambda look: look.authority == "both", ids(cluster.nodes), 5 * SLOW, healed_s)
         figure("cut from etcd: `both` after the cut was healed", took_s)
     assert await ring_changes(cluster) == before
 
@@ -472,13 +394,13 @@ async def test_a_split_with_etcd_on_both_sides_is_no_duel(start_cluster, make_ne
     async with watching(cluster) as watch:
         began_s = time.monotonic()
         network.part((0, 1), (2, 3, 4))
-        out_s = await watch.until_one_ring(ids(majority), cluster.nodes, out_max_s, began_s)
+        out_s = await watch.until_one_ring(ids(majority), ids(cluster.nodes), out_max_s, began_s)
         figure("split 2|3: the two out of every ring, all digests equal", out_s)
         await asyncio.sleep(EVICT_AFTER_S)  # A minority that would answer the eviction with another has the time to.
         authorities = {look.authority for node in minority for look in [watch.latest[node.id]]}
         healed_s = time.monotonic()
         network.heal()
-        took_s = await watch.until_one_ring(ids(cluster.nodes), cluster.nodes, 10 * SLOW, healed_s)
+        took_s = await watch.until_one_ring(ids(cluster.nodes), ids(cluster.nodes), 10 * SLOW, healed_s)
         figure("split 2|3: one ring of all, all digests equal, after it was healed", took_s)
         await asyncio.sleep(EVICT_AFTER_S)  # Whoever would be evicted again has the time to be.
         for node_id, looks in watch.since(began_s).items():
@@ -557,11 +479,11 @@ async def test_a_node_that_stood_still_serves_nothing_stale_and_is_back(start_cl
     for number, key in enumerate(keys):
         assert (await cluster.request(cluster.nodes[number % NODES], "PUT", f"/kv/{key}", b"old"))[0] == 201
     async with watching(cluster) as watch:
-        await watch.until(lambda look: True, cluster.nodes, 5, time.monotonic())
+        await watch.until(lambda look: True, ids(cluster.nodes), 5, time.monotonic())
         stopped_s = time.monotonic()
         victim.process.send_signal(signal.SIGSTOP)
         try:
-            out_s = await watch.until_one_ring(ids(others), others, max(25, pause_s), stopped_s)
+            out_s = await watch.until_one_ring(ids(others), ids(others), max(25, pause_s), stopped_s)
             figure("stopped: out of every other ring", out_s)
             for number, key in enumerate(keys):
                 status, _ = await cluster.request(others[number % len(others)], "PUT", f"/kv/{key}", b"new")
@@ -575,8 +497,8 @@ async def test_a_node_that_stood_still_serves_nothing_stale_and_is_back(start_cl
                 await asyncio.sleep(max(0.2, stopped_s + pause_s - time.monotonic()))
                 on_s = time.monotonic()
                 victim.process.send_signal(signal.SIGCONT)
-                reading = group.create_task(read_all_the_while(watch, victim, keys, answers, on_s))
-                back_s = await watch.until_one_ring(ids(cluster.nodes), cluster.nodes, 15, on_s)
+                reading = group.create_task(read_all_the_while(cluster, victim, keys, answers, on_s))
+                back_s = await watch.until_one_ring(ids(cluster.nodes), ids(cluster.nodes), 15, on_s)
                 await asyncio.sleep(READ_ON_S)
                 reading.cancel()
         finally:
@@ -588,8 +510,8 @@ async def test_a_node_that_stood_still_serves_nothing_stale_and_is_back(start_cl
         assert not seen.stale, seen.stale[:10]
 
 
-async def read_all_the_while(watch: Watch, node, keys: list[str], answers: dict[str, Answers], since_s: float) -> None:
+async def read_all_the_while(cluster, node, keys: list[str], answers: dict[str, Answers], since_s: float) -> None:
     """Read in a tight loop, with r=1 and with a quorum, until it is cancelled."""
     for key in itertools.cycle(keys):
         for query, seen in answers.items():
-            await read_one(watch.cluster, node, key + query, seen, since_s)
+            await read_one(cluster, node, key + query, seen, since_s)
