@@ -71,7 +71,7 @@ class Repetition:
         """Return it as JSON's values: what never came is null, and named in `missed`."""
         return {
             "victim": self.victim or "etcd",
-            **{name: _json_s(getattr(self.times, name)) for name in TITLES},
+            **{name: json_s(getattr(self.times, name)) for name in TITLES},
             "requests": self.requests,
             "failed": self.failed,
             "failures": self.failures,
@@ -176,6 +176,6 @@ def percentiles(repetitions: Iterable[Repetition], share: float) -> dict[str, fl
     return found
 
 
-def _json_s(value_s: float | None) -> float | None:
-    """JSON knows no infinity: what never came is null, as is what was not asked."""
+def json_s(value_s: float | None) -> float | None:
+    """Return a time for JSON, which knows no infinity: what never came is null, as is what was not asked."""
     return None if value_s is None or math.isinf(value_s) else round(value_s, 3)

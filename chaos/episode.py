@@ -45,10 +45,11 @@ class State(NamedTuple):
 
     node: NodeId
     gossip: str
-    """What its gossip says of the victim; where etcd is the victim, how many members it calls alive."""
+    """What its gossip says of the victim; where etcd is the victim, how many members it calls alive; or `no answer`."""
     etcd: str
     """What it knows of the victim's registration; where etcd is the victim or cannot be asked, whether it has etcd."""
     ring: str
+    """Its digest, shortened, and how many own it; empty: no answer."""
     authority: str
 
 
@@ -190,7 +191,7 @@ class Episode:
     def _state(self, node_id: NodeId) -> State:
         look = self.watch.latest.get(node_id)
         if look is None:
-            return State(node_id, "-", "-", "-", "no answer")
+            return State(node_id, "no answer", "", "", "")
         ring = f"{look.digest[:DIGEST_SHOWN]} of {len(look.owners)}"
         if not self.victim:
             alive = sum(state == "alive" for state in look.gossip.values())

@@ -13,10 +13,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from chaos.convergence import Repetition, percentiles
-from chaos.drivers import Driver, FaultUnavailableError
+from chaos.convergence import Repetition, json_s, percentiles
+from chaos.drivers import ClusterUnavailableError, Driver, FaultUnavailableError
 from chaos.episode import Episode, State
 from chaos.fault_scenarios import Scenario
+from zephyr.errors import ZephyrError
 
 TELL_S = 0.1
 """How often a person is told what the nodes show."""
@@ -83,15 +84,19 @@ class Report:
             "seed": self.seed,
             "converged": self.has_converged,
             "repetitions": [item.document() for item in self.repetitions],
-            **{name: percentiles(self.repetitions, share) for name, share in SHARES.items()},
+            **{
+                row: {name: json_s(value_s) for name, value_s in percentiles(self.repetitions, share).items()}
+                for row, share in SHARES.items()
+            },
         }
 
 
 def run(driver: Driver, scenario: Scenario, plan: Plan, tell: Tell, say: Say) -> Report:
     """Have a cluster, play the scenario as often as planned, undo everything.
 
-    Raises FaultUnavailableError before anything is done, DriverError, and KeyboardInterrupt when it was told to stop;
-    everything is undone then, too.
+    Raises FaultUnavailableError before anything is done, ClusterUnavailableError when there is no cluster to do it to,
+    DriverError when something could not be done, and KeyboardInterrupt when it was told to stop; everything is
+    undone then, too.
     """
     lacking = sorted(scenario.needs - driver.faults)
     if lacking:
@@ -139,7 +144,7 @@ class _Run:
         """From having the cluster until it is left."""
         report, is_failed = self.report, True
         try:
-            report.cluster = await self.driver.open()
+            report.cluster = await self._opened()
             report.nodes = len(self.driver.node_ids)
             self.say(f"{self.scenario.name}: {report.cluster}")
             await self._repeat()
@@ -152,6 +157,14 @@ class _Run:
             if where:
                 self.say(where)
         return report
+
+    async def _opened(self) -> str:
+        try:
+            return await self.driver.open()
+        except ClusterUnavailableError:
+            raise
+        except ZephyrError as error:
+            raise ClusterUnavailableError(str(error)) from None
 
     async def _repeat(self) -> None:
         for number in range(1, self.plan.repetitions + 1):

@@ -46,6 +46,10 @@ class DriverError(ZephyrError):
     """A cluster cannot be had, or does not do what it is told. Its text is one line."""
 
 
+class ClusterUnavailableError(DriverError):
+    """There is no cluster to do anything to: it does not start, or cannot be reached."""
+
+
 class FaultUnavailableError(ZephyrError):
     """A driver does not have a fault. Nothing was done."""
 

@@ -26,7 +26,6 @@ from chaos.drivers import REQUEST_MAX_S, Driver, DriverError, Fault
 from chaos.drivers.http import ask, is_ready, page_of
 from chaos.drivers.namespaces import NODES_MAX, Network, ReachableEtcd, can_make_networks
 from chaos.watch import NotReachedError
-from zephyr.errors import ZephyrError
 from zephyr.etcd.embedded import EmbeddedEtcd, die_with_parent, free_port
 from zephyr.model import NodeId
 
@@ -176,10 +175,12 @@ class ProcessDriver(Driver):
     """A cluster of processes of this machine, made for the purpose and gone with it."""
 
     name = "process"
+    faults_possible = LOOPBACK_FAULTS | NETWORK_FAULTS
+    """Of one that may make networks; `faults` are those of this process."""
 
     def __init__(self, count: int, needs: Collection[Fault]) -> None:
         """`count`: nodes to begin with. `needs`: a network of its own is made only where these need one."""
-        self.faults = LOOPBACK_FAULTS | NETWORK_FAULTS if can_make_networks() else LOOPBACK_FAULTS
+        self.faults = self.faults_possible if can_make_networks() else LOOPBACK_FAULTS
         self.node_ids = [f"n{number}" for number in range(1, count + 1)]
         self._has_network = not NETWORK_FAULTS.isdisjoint(needs)
         self._adds = Fault.ADD in needs
@@ -199,22 +200,17 @@ class ProcessDriver(Driver):
         timeout = aiohttp.ClientTimeout(total=REQUEST_MAX_S)
         self._cluster = Cluster(aiohttp.ClientSession(timeout=timeout), [], None)
         cluster = self._cluster
-        try:
-            cluster.etcd = EmbeddedEtcd() if self._network is None else ReachableEtcd(self._network)
-            await cluster.etcd.start()
-            etcd = cluster.etcd
-            endpoint = etcd.network_endpoint if isinstance(etcd, ReachableEtcd) else etcd.endpoint
-            # Other clusters run on this machine, and ports are used again: gossip must not mix them up.
-            cluster.arguments = ["--etcd", endpoint, "--cluster", f"chaos-{os.getpid()}"]
-            for number in range(len(self.node_ids)):
-                cluster.nodes.append(self._node(number))
-                cluster.start(cluster.nodes[number])
-            await cluster.wait_ready()
-            await cluster.wait_rings(sorted(self.node_ids), START_MAX_S)
-        except DriverError:
-            raise
-        except ZephyrError as error:
-            raise DriverError(f"the cluster did not start: {error}") from None
+        cluster.etcd = EmbeddedEtcd() if self._network is None else ReachableEtcd(self._network)
+        await cluster.etcd.start()
+        etcd = cluster.etcd
+        endpoint = etcd.network_endpoint if isinstance(etcd, ReachableEtcd) else etcd.endpoint
+        # Other clusters run on this machine, and ports are used again: gossip must not mix them up.
+        cluster.arguments = ["--etcd", endpoint, "--cluster", f"chaos-{os.getpid()}"]
+        for number in range(len(self.node_ids)):
+            cluster.nodes.append(self._node(number))
+            cluster.start(cluster.nodes[number])
+        await cluster.wait_ready()
+        await cluster.wait_rings(sorted(self.node_ids), START_MAX_S)
         where = "on loopback" if self._network is None else "each in a network namespace"
         return f"{len(self.node_ids)} node processes {where}, and etcd"
 

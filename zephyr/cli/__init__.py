@@ -14,7 +14,7 @@ from functools import partial
 import click
 
 from zephyr import __version__
-from zephyr.cli import chaos, client, operators
+from zephyr.cli import chaos, client, faults, operators
 from zephyr.cli.output import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -136,3 +136,5 @@ for command in (
     operators.events, operators.certificate, chaos.chaos,
 ):  # fmt: skip
     zephyr.add_command(command)
+for command in (faults.run_scenario, faults.list_scenarios):
+    chaos.chaos.add_command(command)

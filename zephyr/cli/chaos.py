@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(no_args_is_help=False)
 def chaos() -> None:
-    """Judge what a cluster went through."""
+    """Break a cluster on purpose, and judge what it went through."""
 
 
 @chaos.command("check")

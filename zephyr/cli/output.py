@@ -72,10 +72,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
             click.echo("\t".join(" ".join(cell.split()) for cell in row))
         return
     from rich.console import Console  # noqa: PLC0415  # slow, and only a terminal needs it
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(*columns)
+    table = Table(*(Column(name, overflow="fold") for name in columns))  # On a narrow terminal nothing is cut off.
     for row in texts:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
