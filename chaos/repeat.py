@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from chaos.convergence import Repetition, json_s, percentiles
 from chaos.drivers import ClusterUnavailableError, Driver, FaultUnavailableError
@@ -24,8 +24,6 @@ TELL_S = 0.1
 REPETITIONS_MAX = 1000
 SHARES = {"p50": 0.5, "p99": 0.99}
 """Rows below the repetitions."""
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +100,7 @@ def run(driver: Driver, scenario: Scenario, plan: Plan, tell: Tell, say: Say) ->
     if lacking:
         raise FaultUnavailableError(f"the driver {driver.name} cannot {', '.join(lacking)} here")
     with asyncio.Runner(loop_factory=driver.new_loop) as runner:
-        return runner.run(_interruptible(_Run(driver, scenario, plan, tell, say).play(), say))
-
-
-async def _interruptible(work: Coroutine[Any, Any, Result], say: Say) -> Result:
-    """Do the work, to its end or until a signal; it then ends in good order, and KeyboardInterrupt is raised."""
-    working = asyncio.ensure_future(work)
-    is_told = False
-
-    def stop() -> None:
-        nonlocal is_told
-        if not is_told:
-            is_told = True
-            working.cancel()
-        say("Stopping, and undoing what was done ...")
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop)
-    try:
-        return await working
-    except asyncio.CancelledError:
-        if is_told:
-            raise KeyboardInterrupt from None
-        raise
+        return runner.run(_Run(driver, scenario, plan, tell, say).play())
 
 
 class _Run:
@@ -141,22 +116,40 @@ class _Run:
         self.report = Report(scenario.name, driver.name, seed=plan.seed)
 
     async def play(self) -> Report:
-        """From having the cluster until it is left."""
-        report, is_failed = self.report, True
+        """From having the cluster until it is left, which no signal keeps from being done."""
+        is_failed, is_told = True, False
+        working = asyncio.ensure_future(self._work())
+
+        def stop() -> None:
+            nonlocal is_told
+            if not is_told:  # Once: what the work itself mends on its way out is to be done, too.
+                is_told = True
+                working.cancel()
+            self.say("Stopping, and undoing what was done ...")
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, stop)
         try:
-            report.cluster = await self._opened()
-            report.nodes = len(self.driver.node_ids)
-            self.say(f"{self.scenario.name}: {report.cluster}")
-            await self._repeat()
-            is_failed = not report.has_converged
+            await working
+            is_failed = not self.report.has_converged
         except asyncio.CancelledError:
+            if not is_told:
+                raise
             is_failed = False  # Somebody had enough.
-            raise
+            raise KeyboardInterrupt from None
         finally:
+            # Not in the work's task: that one may be cancelled at any moment, this must be done.
             where = await self.driver.close(is_failed=is_failed)
             if where:
                 self.say(where)
-        return report
+        return self.report
+
+    async def _work(self) -> None:
+        self.report.cluster = await self._opened()
+        self.report.nodes = len(self.driver.node_ids)
+        self.say(f"{self.scenario.name}: {self.report.cluster}")
+        await self._repeat()
 
     async def _opened(self) -> str:
         try:
