@@ -16,7 +16,7 @@ COMPILED_MODULES := zephyr/model.py zephyr/events.py \
 help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
 	@echo "make test      all tests"
-	@echo "make check     ruff, mypy --strict, import contracts"
+	@echo "make check     ruff, mypy --strict, import contracts, shellcheck"
 	@echo "make simulate  random runs in virtual time: SCENARIO=$(SCENARIO) SEEDS=2000 NODES=10,100; also lifeguard, crash,"
 	@echo "               container, silent, pause, partition, join, idle and plan; with a C compiler, COMPILED=1 is twice as fast"
 	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
@@ -45,6 +45,8 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck --external-sources chaos/*.sh
+	$(BIN)/shellcheck --severity=warning deploy/*.sh .ci/*
 
 simulate: $(INSTALLED) $(if $(COMPILED),$(COMPILED_DIR)/.made)
 	$(if $(COMPILED),cd $(COMPILED_DIR) &&) $(abspath $(BIN))/python -m chaos.simulate --scenario $(SCENARIO) \

@@ -26,7 +26,7 @@ from chaos.convergence import (
     measure_etcd,
     measure_node,
 )
-from chaos.drivers import Driver
+from chaos.drivers import ClusterUnavailableError, Driver
 from chaos.watch import LOOK_S, Look, NotReachedError, Watch, watching
 from zephyr.model import NodeId
 
@@ -107,7 +107,7 @@ class Episode:
         self.undone_s = self._clock()
         await doing
         try:
-            await self._until_whole(self._generations if is_new_etcd else set())
+            await self._until_whole(self._generations if is_new_etcd else set(), self.undone_s)
         except NotReachedError:
             self.result.missed.append("back and level")
         else:
@@ -122,9 +122,9 @@ class Episode:
         except NotReachedError:
             self.result.missed.append(what)
 
-    async def _until_whole(self, past_generations: Collection[str]) -> None:
+    async def _until_whole(self, past_generations: Collection[str], since_s: float) -> None:
         """Wait until all are in one ring and registered, both witnesses lead, and each is ready, all of it at once."""
-        condition, deadline_s = is_whole(self.everybody, past_generations), self.undone_s + self.limit_s
+        condition, deadline_s = is_whole(self.everybody, past_generations), since_s + self.limit_s
         while True:
             now_s = self._clock()
             await self.watch.until_all(condition, self.everybody, max(0.0, deadline_s - now_s), now_s)
@@ -138,9 +138,16 @@ class Episode:
 
     @contextlib.asynccontextmanager
     async def observed(self, rng: random.Random) -> AsyncIterator[None]:
-        """Look at all nodes, and ask the survivors, while the block runs; then make times of it."""
+        """Look at all nodes, and ask the survivors, while the block runs; then make times of it.
+
+        Raises ClusterUnavailableError when the cluster is not whole to begin with.
+        """
         asking: list[asyncio.Task[None]] = []
         async with watching(self.watch):
+            try:
+                await self._until_whole((), self._clock())
+            except NotReachedError:
+                raise ClusterUnavailableError(f"the views did not agree before, within {self.limit_s:g} s") from None
             loading = asyncio.create_task(self._load(asking, rng))
             try:
                 await asyncio.sleep(BEFORE_S)

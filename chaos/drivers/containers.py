@@ -30,6 +30,8 @@ from zephyr.model import NodeId
 COMPOSE_FILE = Path(__file__).parents[2] / "deploy" / "docker-compose.yml"
 PROJECT_DEFAULT = "deploy"
 """What Compose calls the project of a file in deploy/, unless it is told otherwise."""
+OWN_PREFIX = "zephyrchaos"
+"""What the projects are called that are brought up for a run."""
 PORTS = "18200-18299"
 """Host ports of a cluster of our own: not those of one that somebody has running, and below the ephemeral ones."""
 COUNT_DEFAULT = 5
@@ -162,15 +164,17 @@ class ContainerDriver(Driver):
     name = "docker"
     faults = frozenset({Fault.KILL, Fault.STOP, Fault.DISCONNECT, Fault.KILL_ETCD, Fault.WIPE_ETCD})
 
-    def __init__(self, count: int | None, project: str | None = None) -> None:
+    def __init__(self, count: int | None, project: str | None = None, *, is_fresh: bool = False) -> None:
         """`count`: of nodes; None: as many as run, else five. `project`: Compose's name of a cluster that runs.
 
-        Without a project it is that of deploy/, if it runs; else one is brought up and taken down.
+        Without a project it is that of deploy/, if it runs; else, and where it `is_fresh`, one is brought up and taken
+        down.
         """
         self.node_ids: list[NodeId] = []
         self._count = count
         self._asked_for = project
         self._project = ComposeProject(project or PROJECT_DEFAULT)
+        self._is_fresh = is_fresh
         self._is_ours = False
         self._session: aiohttp.ClientSession | None = None
         self._containers: dict[NodeId, Container] = {}
@@ -181,17 +185,9 @@ class ContainerDriver(Driver):
     async def open(self) -> str:
         """Find the cluster that runs, or bring one up; all nodes are ready then."""
         await run("docker", "version", "--format", "{{.Server.Version}}")
-        found = await self._project.nodes()
-        if not found and self._asked_for:
-            raise DriverError(f"no nodes of the Compose project {self._asked_for} run")
-        if found and self._count not in (None, len(found)):
-            raise DriverError(
-                f"the Compose project {self._project.project} has {len(found)} running nodes, not {self._count}: "
-                f"leave -n out, or `docker-compose down` first"
-            )
-        if not found:
+        if self._is_fresh or not await self._is_running():
+            self._project = ComposeProject(f"{OWN_PREFIX}{uuid.uuid4().hex[:8]}")
             self._is_ours = True
-            self._project = ComposeProject(f"zephyrchaos{uuid.uuid4().hex[:8]}")
             scale = f"node={self._count or COUNT_DEFAULT}"
             await self._project.compose("up", "-d", "--no-build", "--scale", scale)
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_MAX_S))
@@ -204,6 +200,18 @@ class ContainerDriver(Driver):
         await self._until_ready()
         whose = "brought up for this" if self._is_ours else "which ran already and stays"
         return f"{len(self.node_ids)} containers of the Compose project {self._project.project}, {whose}"
+
+    async def _is_running(self) -> bool:
+        """Whether the cluster that is meant runs already. Raises DriverError where it is another than was asked for."""
+        found = len(await self._project.nodes())
+        if not found and self._asked_for:
+            raise DriverError(f"no nodes of the Compose project {self._asked_for} run")
+        if found and self._count not in (None, found):
+            raise DriverError(
+                f"the Compose project {self._project.project} has {found} running nodes, not {self._count}: "
+                f"leave -n out, or add --fresh for a cluster of its own"
+            )
+        return found > 0
 
     async def _until_ready(self) -> None:
         deadline_s = asyncio.get_running_loop().time() + READY_MAX_S
@@ -234,6 +242,7 @@ class ContainerDriver(Driver):
                 descriptor, kept = tempfile.mkstemp(prefix="zephyr-chaos-", suffix=".log")
                 with os.fdopen(descriptor, "w") as file:
                     file.write(logs)
+        assert self._project.project.startswith(OWN_PREFIX), "somebody else's cluster is not taken down"
         await self._project.compose("down", "--volumes", "--timeout", "0")
         return f"the containers' logs: {kept}" if kept else ""
 

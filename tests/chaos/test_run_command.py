@@ -103,7 +103,8 @@ def test_failed_requests_are_shown(run_command, monkeypatch):
         (["run", "kill-one", "--repeat", "0"], "0 is not in the range"),
         (["run", "kill-one", "--limit", "soon"], "'soon' is not a duration"),
         (["run", "kill-one", "--hold", "0s"], "0s is not above 0"),
-        (["run", "kill-one", "--project", "mine"], "--project is of the driver docker"),
+        (["run", "kill-one", "--project", "mine"], "--project and --fresh are of the driver docker, not of process"),
+        (["run", "kill-one", "--driver", "docker", "--project", "mine", "--fresh"], "--fresh asks for another one"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_64(run_command, arguments, complaint):

@@ -66,6 +66,7 @@ STATE_COLUMNS = ("node", "gossip", "etcd", "ring", "authority")
     help="With docker: the Compose project of a running cluster. Default: that of deploy/ if it runs, else one that is "
     "brought up and taken down.",
 )  # fmt: skip
+@click.option("--fresh", is_flag=True, help="With docker: bring up a cluster and take it down, even where one runs.")
 @click.option("--seed", type=int, help="Of the choice of victims and keys. Default: another one each time.")
 @output_option
 def run_scenario(
@@ -77,6 +78,7 @@ def run_scenario(
     hold_s: float | None,
     limit_s: float,
     project: str | None,
+    fresh: bool,
     seed: int | None,
     output: str,
 ) -> int:
@@ -91,11 +93,13 @@ def run_scenario(
         from chaos.repeat import Plan, run  # noqa: PLC0415
     if name not in SCENARIOS:
         raise click.BadParameter(f"there is no {name!r}; there are {', '.join(SCENARIOS)}.", param_hint="SCENARIO")
-    source = click.get_current_context().get_parameter_source("project")
-    if driver_name != "docker" and source is ParameterSource.COMMANDLINE:
-        raise click.UsageError(f"--project is of the driver docker, not of {driver_name}.")
+    is_named = click.get_current_context().get_parameter_source("project") is ParameterSource.COMMANDLINE
+    if driver_name != "docker" and (is_named or fresh):
+        raise click.UsageError(f"--project and --fresh are of the driver docker, not of {driver_name}.")
+    if is_named and fresh:
+        raise click.UsageError("--project names a cluster that runs, --fresh asks for another one.")
     scenario, seed = SCENARIOS[name], secrets.randbits(32) if seed is None else seed
-    driver = _driver(driver_name, nodes, scenario, project, seed)
+    driver = _driver(driver_name, nodes, scenario, project=project, is_fresh=fresh, seed=seed)
     plan = Plan(repeat, limit_s, hold_s, seed)
     display = _Terminal(repeat) if sys.stderr.isatty() else _Lines(repeat)
     try:
@@ -141,12 +145,14 @@ def list_scenarios(*, output: str) -> None:
         print_table(("scenario", "what is done", "drivers"), rows)
 
 
-def _driver(name: str, nodes: int | None, scenario: Scenario, project: str | None, seed: int) -> Driver:
+def _driver(
+    name: str, nodes: int | None, scenario: Scenario, *, project: str | None, is_fresh: bool, seed: int
+) -> Driver:
     """Make a driver, which does not do anything yet."""
     if name == "docker":
         from chaos.drivers.containers import ContainerDriver  # noqa: PLC0415  # each of them brings much along
 
-        return ContainerDriver(nodes, project)
+        return ContainerDriver(nodes, project, is_fresh=is_fresh)
     if name == "process":
         from chaos.drivers.processes import ProcessDriver  # noqa: PLC0415
 
