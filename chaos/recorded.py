@@ -201,8 +201,8 @@ class RecordedSimulation(Simulation):
     # --- what nodes show ----------------------------------------------------------------------------------
 
     def _sample_all(self) -> None:
-        for simulated in self.nodes.values():
-            if not simulated.stopped:
+        for node_id, simulated in self.nodes.items():
+            if self.is_running(node_id):
                 self._sample(simulated)
         self.at(self.now_s + SAMPLE_S, self._sample_all)
 

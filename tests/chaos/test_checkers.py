@@ -198,6 +198,21 @@ def test_a_ring_smaller_than_the_replicas_is_not_stable():
     assert Story().add(*rings).put("a", 1).put("b", 2).get("a", 3, 1.1).judged("stale-reads").colour == "unknown"
 
 
+def test_two_rings_that_are_each_in_use_are_not_one():
+    """A minority that reaches etcd shrinks its ring and serves; the majority goes on with the old one."""
+    five, rings = ("n1", "n2", "n3", "n4", "n5"), []
+    for at_s in range(60):
+        for node in five:
+            is_small = node in ("n4", "n5") and at_s >= 20
+            rings.append(Sample(node, at_s / 2, "", ("n4", "n5", "n6") if is_small else five))
+    told = Story(nodes=five).add(*rings).put("a", 1).delete(12).get("a", 14, 1.1, node="n4")
+    assert told.judged("resurrection").colour == "unknown"
+    assert told.judged("stale-reads").colour == "unknown"
+    cut_off = [item._replace(owners=five) if item.node == "n5" else item for item in rings]
+    alone = [item._replace(owners=five[:4]) if len(item.owners) == 3 else item for item in cut_off]
+    assert Story(nodes=five).add(*alone).put("a", 1).delete(12).get("a", 14, 1.1, node="n5").is_red("resurrection")
+
+
 # --- losses -------------------------------------------------------------------------------------------
 
 
