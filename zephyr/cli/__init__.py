@@ -14,7 +14,8 @@ from functools import partial
 import click
 
 from zephyr import __version__
-from zephyr.cli import chaos, client, operators
+from zephyr.cli import client, operators
+from zephyr.cli.chaos import chaos
 from zephyr.cli.output import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -133,6 +134,7 @@ def demo(
 
 for command in (
     client.get, client.put, client.delete, client.members, client.ring, operators.views, operators.evict,
-    operators.events, operators.certificate, chaos.chaos,
+    operators.events, operators.certificate,
 ):  # fmt: skip
     zephyr.add_command(command)
+zephyr.add_command(chaos)
