@@ -20,6 +20,7 @@ import contextlib
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from math import inf
 from pathlib import Path
@@ -112,6 +113,8 @@ class Load:
         self.plan = plan
         self.history = History(run._replace(nodes=tuple(nodes), unix_ms_at_zero=time.time_ns() // 1_000_000))
         self.latencies: list[Latency] = []
+        self.failures: Counter[str] = Counter()
+        """How requests of the load failed -> how many."""
         self.left_out = 0
         """Requests that were due while `IN_FLIGHT_MAX` waited."""
         self._session = session
@@ -183,7 +186,7 @@ class Load:
         """Do one operation through one of some nodes, and write it down."""
         invoked_s, value, version = self.now_s, asked.value, b""
         outcome: OutcomeWord = "fail"
-        completed_s, node_id = inf, next(iter(self.nodes))
+        completed_s, node_id, how = inf, next(iter(self.nodes)), "nobody is ready"
         while left:
             node_id = left.pop(rng.randrange(len(left)))
             try:
@@ -191,15 +194,17 @@ class Load:
             except aiohttp.ClientConnectorError:
                 self._ready[node_id] = False  # Nothing was sent; somebody else may serve it.
                 continue
-            except (aiohttp.ClientError, TimeoutError):
-                outcome = "info"
+            except (aiohttp.ClientError, TimeoutError) as error:
+                outcome, how = "info", type(error).__name__
                 break
-            outcome, completed_s = _outcome_of(status), self.now_s
+            outcome, completed_s, how = _outcome_of(status), self.now_s, f"status {status}"
             if outcome == "ok":
                 version = bytes.fromhex(tag.strip('"'))
                 value = self._value(body) if asked.kind == "get" and status == 200 else value
             break
         completed_s = self.now_s if outcome == "fail" else completed_s
+        if outcome != "ok":
+            self.failures[f"{asked.kind}: {how}"] += 1
         ring, line = self._digests.get(node_id, ""), len(self.history.operations) + 2
         self.history.add(
             Operation(
@@ -275,12 +280,21 @@ class Load:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
 
+    async def _is_ready(self, node_id: NodeId) -> bool:
+        """Ask a node what a load balancer would."""
+        timeout = aiohttp.ClientTimeout(total=LOOK_MAX_S)
+        try:
+            async with self._session.get(f"http://{self.nodes[node_id]}/readyz", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
     async def is_level(self, *node_ids: NodeId) -> bool:
         """Whether these nodes are ready and make up the one ring; all, and it is written down, when none is named."""
         named = node_ids or tuple(self.nodes)
         views = await asyncio.gather(*(self._page(node_id, "/debug/views") for node_id in named))
-        ready = await asyncio.gather(*(self._page(node_id, "/readyz") for node_id in named))
-        if any(page is None for page in (*views, *ready)):
+        ready = await asyncio.gather(*(self._is_ready(node_id) for node_id in named))
+        if not all(ready) or any(page is None for page in views):
             return False
         is_one = len({view["ring"]["digest"] for view in views}) == 1 and views[0]["ring"]["owners"] == sorted(named)
         if is_one and not node_ids:
