@@ -14,6 +14,10 @@ not stable. Operations that touch such a time are not judged by checks of quorum
 one whose outcome nobody knows. A node that is cut off and keeps an old table unsettles nothing: it must refuse, or be
 right.
 
+*Divided.* Where a minority reaches etcd and the majority does not, both serve, each its own ring (docs/membership.md).
+While somebody has a newer ring and a majority of an older one's members still uses that, the ring is not stable either,
+and a delete on one side tells nothing of the other.
+
 *Losses.* An acknowledged write stands while fewer replicas are lost than acknowledged it, before all is level again. A
 node loses what it has when it is killed or leaves the ring. When more are lost, a new *era* begins, and nothing from
 before it counts.
@@ -26,7 +30,7 @@ bounded by the clocks.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -119,9 +123,11 @@ class Facts:
         self.run = history.run
         self.quorum = self.run.replicas // 2 + 1
         changes = list(_ring_changes(history))
-        self.unsettled = _unsettled(changes, self.run.settle_s, self.run.replicas, history)
+        self.divided = _divided(history)
+        """Times in which two rings were in use, in order and apart."""
+        unsettled = _waves(changes, self.run.settle_s) + _small(history, self.run.replicas)
+        self.unsettled = _merged(unsettled + self.divided)
         """Times in which the ring was not stable, in order and apart."""
-        self._unsettled_from = [from_s for from_s, _ in self.unsettled]
         self.eras_s = _eras(history, changes, self.quorum)
         """When more replicas were lost than the claims allow for."""
         self.clock_faults = [fault for fault in history.faults if fault.fault == "clock"]
@@ -141,10 +147,11 @@ class Facts:
 
     def is_settled(self, operation: Operation) -> bool:
         """Whether the ring was stable all the time."""
-        if not self.unsettled:
-            return True
-        at = bisect_left(self._unsettled_from, operation.completed_s)
-        return at == 0 or self.unsettled[at - 1][1] < operation.invoked_s
+        return not self.unsettled or _is_outside(operation, self.unsettled)
+
+    def is_one(self, operation: Operation) -> bool:
+        """Whether all who served had one ring, or were about to have it."""
+        return not self.divided or _is_outside(operation, self.divided)
 
     def has_bad_clock(self, operation: Operation) -> bool:
         """Whether its coordinator's clock was, or had been, further off than the others' may be."""
@@ -186,17 +193,21 @@ class _Change(NamedTuple):
 
 
 def _ring_changes(history: History) -> Iterator[_Change]:
-    """Yield changes of owners. A node that has started has no table before its first."""
+    """Yield changes of owners. A node that has started has no table before its first.
+
+    Who was not seen for a while did not answer, and took its table over when it did again.
+    """
     last: dict[NodeId, tuple[float, tuple[NodeId, ...]]] = {}
     for sample in history.samples:
         seen_s, before = last.get(sample.node, (sample.at_s, ()))
         if sample.owners and sample.owners != before:
-            yield _Change(sample.node, seen_s, sample.at_s, before, sample.owners)
+            from_s = max(seen_s, sample.at_s - SAMPLE_GAP_MAX_S)
+            yield _Change(sample.node, from_s, sample.at_s, before, sample.owners)
         last[sample.node] = (sample.at_s, sample.owners)
 
 
-def _unsettled(changes: list[_Change], settle_s: float, replicas: int, history: History) -> list[tuple[float, float]]:
-    """Return when nodes were about to take over a ring, or it was too small for its replicas."""
+def _waves(changes: list[_Change], settle_s: float) -> list[tuple[float, float]]:
+    """Return when nodes were about to take over a ring."""
     spans = []
     waves: dict[tuple[NodeId, ...], tuple[float, float]] = {}
     current: tuple[NodeId, ...] = ()
@@ -210,14 +221,47 @@ def _unsettled(changes: list[_Change], settle_s: float, replicas: int, history: 
             from_s, until_s = change.from_s, change.until_s
         waves[change.after] = (min(from_s, change.from_s), max(until_s, change.until_s))
         current = change.after
-    spans += waves.values()
-    short_since_s: dict[NodeId, float] = {}
+    return spans + list(waves.values())
+
+
+def _small(history: History, replicas: int) -> list[tuple[float, float]]:
+    """Return when a node's ring was too small for all replicas."""
+    spans = []
+    since_s: dict[NodeId, float] = {}
     for sample in history.samples:
         if sample.owners and len(sample.owners) < replicas:
-            short_since_s.setdefault(sample.node, sample.at_s)
-        elif sample.owners and sample.node in short_since_s:
-            spans.append((short_since_s.pop(sample.node), sample.at_s))
-    spans += [(since_s, inf) for since_s in short_since_s.values()]
+            since_s.setdefault(sample.node, sample.at_s)
+        elif sample.owners and sample.node in since_s:
+            spans.append((since_s.pop(sample.node), sample.at_s))
+    return spans + [(from_s, inf) for from_s in since_s.values()]
+
+
+def _divided(history: History) -> list[tuple[float, float]]:
+    """Return when somebody had another ring already, while a majority of one's members still used that."""
+    spans = []
+    seen: dict[NodeId, tuple[float, tuple[NodeId, ...]]] = {}
+    begun_s: dict[tuple[NodeId, ...], float] = {}
+    since_s = earlier_s = inf
+    for sample in history.samples:
+        seen[sample.node] = (sample.at_s, sample.owners)
+        users: Counter[tuple[NodeId, ...]] = Counter()
+        for node, (at_s, owners) in seen.items():
+            if node in owners and sample.at_s - at_s <= SAMPLE_GAP_MAX_S:
+                users[owners] += 1
+        begun_s = {owners: begun_s.get(owners, sample.at_s) for owners in users}
+        newest_s = max(begun_s.values(), default=inf)
+        is_divided = any(2 * count > len(owners) and begun_s[owners] < newest_s for owners, count in users.items())
+        if is_divided and since_s == inf:
+            since_s = min(earlier_s, sample.at_s)
+        elif not is_divided and since_s != inf:
+            spans.append((since_s, sample.at_s))
+            since_s = inf
+        earlier_s = sample.at_s
+    return _merged([*spans, (since_s, inf)] if since_s != inf else spans)
+
+
+def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return spans of time in order, those that touch as one."""
     merged: list[tuple[float, float]] = []
     for from_s, until_s in sorted(spans):
         if merged and from_s <= merged[-1][1]:
@@ -225,6 +269,12 @@ def _unsettled(changes: list[_Change], settle_s: float, replicas: int, history: 
         else:
             merged.append((from_s, until_s))
     return merged
+
+
+def _is_outside(operation: Operation, spans: list[tuple[float, float]]) -> bool:
+    """Whether an operation touches none of some spans, which are in order and apart."""
+    at = bisect_left(spans, (operation.completed_s, inf))
+    return at == 0 or spans[at - 1][1] < operation.invoked_s
 
 
 def _eras(history: History, changes: list[_Change], quorum: int) -> list[float]:
@@ -422,13 +472,15 @@ def check_acknowledged_lost(facts: Facts) -> Verdict:
         ]  # fmt: skip
         counted = [item for item in acknowledged if bisect_right(facts.eras_s, item.invoked_s) == len(facts.eras_s)]
         verdict.unknown += len(acknowledged) - len(counted)
-        if counted and key in holdings:
+        if not counted:
+            continue
+        highest = max(counted, key=facts.least_version)
+        if key in holdings:
             verdict.judged += len(counted)
-            highest = max(counted, key=facts.least_version)
             _check_kept(verdict, facts, holdings[key], highest, operations)
-            _check_read_back(verdict, facts, healed_s, highest, operations)
         else:
             verdict.unknown += len(counted)
+        _check_read_back(verdict, facts, healed_s, highest, operations)
     return verdict.close("the history does not tell what was left in the end")
 
 
@@ -530,12 +582,18 @@ def check_resurrections(facts: Facts) -> Verdict:
         deletes = [
             _Raise(item.completed_s, "", era, facts.least_version(item), item)
             for item, _, era in operations
-            if item.kind == "delete" and item.outcome == "ok" and facts.is_strict(item) and not item.is_sloppy
+            if item.kind == "delete"
+            and item.outcome == "ok"
+            and facts.is_strict(item)
+            and not item.is_sloppy
+            and facts.is_one(item)
         ]
         deletes.sort(key=lambda item: item.at_s)
-        reads = [
+        strict = [
             kept for kept in _reads(operations) if facts.is_strict(kept.operation) and kept.operation.value is not None
         ]
+        reads = [kept for kept in strict if facts.is_one(kept.operation)]
+        verdict.unknown += len(strict) - len(reads)
         for read, delete in _below(verdict, deletes, reads, None):
             verdict.add("a value was read that had been deleted", read, delete)
         _check_deadlines(verdict, facts, operations, reads)

@@ -46,6 +46,8 @@ DELETED_KEYS = 5
 """Keys that are deleted, too."""
 FLEETING_KEYS = 2
 """Keys that are deleted, and written with a deadline half of the time."""
+SLOPPY_SHARE = 0.05
+"""Of writes."""
 SKEW_MAX_MS = 200
 """No clock is further off, but for one that is far ahead."""
 FAR_AHEAD_MS = (1_000, 60_000, 3_600_000)
@@ -145,7 +147,7 @@ class ClaimsRun(FaultyCluster):
         if rng.random() < 0.5:
             simulation.ask(process, node_id, ReadRequest(key, quorum), go_on)
             return
-        request = WriteRequest(key, None, quorum=quorum)
+        request = WriteRequest(key, None, quorum=quorum, is_sloppy=rng.random() < SLOPPY_SHARE)
         if key.startswith(b"plain") or rng.random() < 0.7:
             self._written += 1
             request.value = b"v%d" % self._written
@@ -275,10 +277,10 @@ class ClaimsRun(FaultyCluster):
             self.simulation.record(node_id, f"clock at {self.simulation.clock_offsets_ms[node_id]} ms")
 
     def _set_clock_ahead(self, lasts_s: float) -> None:
-        """Set a node's clock far ahead for a while."""
+        """Set a node's clock far ahead for a while; one at a time, since two that agree would outvote the rest."""
         simulation = self.simulation
         node_id = simulation.rng.choice(self.ids)
-        if abs(simulation.clock_offsets_ms[node_id]) > SKEW_MAX_MS:
+        if any(abs(offset_ms) > SKEW_MAX_MS for offset_ms in simulation.clock_offsets_ms.values()):
             return
         ahead_ms = simulation.rng.choice(FAR_AHEAD_MS)
         self._note("clock", (node_id,), lasts_s, f"{ahead_ms} ms ahead")

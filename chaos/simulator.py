@@ -152,8 +152,8 @@ class Simulation:
             action()
         self.now_s = end_s
 
-    def instant(self, node_id: NodeId) -> Instant:
-        """Return both clocks, as a node reads them."""
+    def instant(self, node_id: NodeId = "") -> Instant:
+        """Return both clocks, as a node reads them; without one, as they are."""
         return Instant(self.now_s, EPOCH_UNIX_MS + int(self.now_s * 1000) + self.clock_offsets_ms.get(node_id, 0))
 
     def record(self, who: str, what: str) -> None:

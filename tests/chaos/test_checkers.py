@@ -198,6 +198,30 @@ def test_a_ring_smaller_than_the_replicas_is_not_stable():
     assert Story().add(*rings).put("a", 1).put("b", 2).get("a", 3, 1.1).judged("stale-reads").colour == "unknown"
 
 
+def rings_of(newer: dict[str, tuple[str, ...]], *, from_s: float = 10.0):
+    """Sample five nodes for half a minute; some of them have a newer ring from a moment on."""
+    five = ("n1", "n2", "n3", "n4", "n5")
+    moments_s = [number / 2 for number in range(60)]
+    return [
+        Sample(node, at_s, "", newer.get(node, five) if at_s >= from_s else five) for at_s in moments_s for node in five
+    ]
+
+
+def test_a_ring_that_a_majority_still_uses_is_not_old():
+    """A minority that reaches etcd shrinks its ring and serves; the majority goes on with the old one."""
+    for newer in ({"n4": ("n4",)}, dict.fromkeys(("n4", "n5"), ("n3", "n4", "n5"))):
+        story = Story().add(*rings_of(newer)).put("a", 1).delete(12).get("a", 14, 1.1, node="n4")
+        assert story.judged("resurrection").colour == "unknown"
+        assert story.judged("stale-reads").colour == "unknown"
+
+
+def test_a_ring_that_only_a_minority_still_uses_is_old():
+    newer = dict.fromkeys(("n1", "n2", "n3"), ("n1", "n2", "n3"))
+    story = Story().add(*rings_of(newer)).put("a", 11).delete(12).get("a", 14, 11.1, node="n5")
+    assert story.is_red("resurrection")
+    assert story.is_red("stale-reads")
+
+
 # --- losses -------------------------------------------------------------------------------------------
 
 
@@ -254,8 +278,8 @@ def test_no_deleted_value_comes_back():
 
 
 def test_no_deleted_value_comes_back_while_the_ring_changes_either():
-    rings = [*settled(), *settled(at_s=1.9), *change(2.2, RING[:3], "n1"), *change(3.0, RING[:3], "n2", "n3")]
-    assert Story().add(*rings).put("a", 0).delete(1).get("a", 2, 0.1).is_red("resurrection")
+    rings = [*settled(), *settled(at_s=1.9), *change(2.0, RING[:3], "n1", "n2"), *change(3.0, RING[:3], "n3")]
+    assert Story().add(*rings).put("a", 0).delete(1).get("a", 2.1, 0.1).is_red("resurrection")
 
 
 def test_no_value_comes_back_after_its_deadline():
@@ -359,6 +383,8 @@ def test_what_is_read_after_healing_is_not_less_than_was_acknowledged():
     assert healed.get("a", 3.5, 0.1).is_green("acknowledged-lost"), "not healed yet"
     assert healed.get("a", 5, 0.1).is_red("acknowledged-lost")
     assert Story().add(Level(4)).put("a", 0).kept(n1=0.1).get(None, 5).is_red("acknowledged-lost")
+    assert Story().add(Level(4)).put("a", 0).get(None, 5).is_red("acknowledged-lost"), "though nobody told what is kept"
+    assert Story().add(Level(4)).put("a", 0).get("a", 5, 0.1).is_green("acknowledged-lost")
 
 
 def test_what_was_acknowledged_before_too_many_losses_is_unknown():

@@ -14,7 +14,8 @@ from functools import partial
 import click
 
 from zephyr import __version__
-from zephyr.cli import chaos, client, faults, operators
+from zephyr.cli import client, faults, operators
+from zephyr.cli.chaos import chaos
 from zephyr.cli.output import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -133,8 +134,9 @@ def demo(
 
 for command in (
     client.get, client.put, client.delete, client.members, client.ring, operators.views, operators.evict,
-    operators.events, operators.certificate, chaos.chaos,
+    operators.events, operators.certificate,
 ):  # fmt: skip
     zephyr.add_command(command)
+zephyr.add_command(chaos)
 for command in (faults.run_scenario, faults.list_scenarios):
-    chaos.chaos.add_command(command)
+    chaos.add_command(command)
