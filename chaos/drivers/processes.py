@@ -36,6 +36,8 @@ LOG_TAIL_CHARS = 3000
 NAMESPACED_HTTP, NAMESPACED_PEER, NAMESPACED_GOSSIP = 8080, 7846, 7946
 LOOPBACK_FAULTS = frozenset({Fault.KILL, Fault.STOP, Fault.KILL_ETCD, Fault.WIPE_ETCD, Fault.ADD})
 """What needs no network of one's own."""
+LOOPBACK_NODES_MAX = 32
+"""Three ports each, and two for etcd: this process has a block of a hundred."""
 ADDED_MAX = 8
 """Nodes that can be added to a cluster in a network of its own: their namespaces are made with the others."""
 NETWORK_FAULTS = frozenset({Fault.DISCONNECT, Fault.CUT, Fault.CUT_ONE_WAY, Fault.BLOCK_UDP, Fault.CUT_FROM_ETCD})
@@ -217,6 +219,8 @@ class ProcessDriver(Driver):
     def _node(self, number: int) -> NodeProcess:
         assert self._directory is not None
         if self._network is None:
+            if number >= LOOPBACK_NODES_MAX:
+                raise DriverError(f"there are ports for {LOOPBACK_NODES_MAX} nodes on loopback")
             return on_loopback(number, self._directory)
         return namespaced(self._network, number, self._directory)
 

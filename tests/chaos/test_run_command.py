@@ -99,7 +99,7 @@ def test_failed_requests_are_shown(run_command, monkeypatch):
         (["run"], "Missing argument 'SCENARIO'"),
         (["run", "kill-none"], "there is no 'kill-none'; there are kill-one, pause-one"),
         (["run", "kill-one", "--driver", "cloud"], "'cloud' is not one of"),
-        (["run", "kill-one", "-n", "2"], "2 is not in the range 3<=x<=50"),
+        (["run", "kill-one", "-n", "2"], "2 is not in the range 3<=x<=30"),
         (["run", "kill-one", "--repeat", "0"], "0 is not in the range"),
         (["run", "kill-one", "--limit", "soon"], "'soon' is not a duration"),
         (["run", "kill-one", "--hold", "0s"], "0s is not above 0"),

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from chaos.repeat import Progress, Report
 
 DRIVERS = ("process", "docker", "simulator")
-NODES_MIN, NODES_MAX = 3, 50
-"""Of fewer nodes than three no majority is left that could evict one."""
+NODES_MIN, NODES_MAX = 3, 30
+"""Of fewer nodes than three no majority is left that could evict one; more than thirty starve on one machine."""
 NODES_DEFAULT = 5
 REPEAT_MAX = 1000
 FAILURES_SHOWN = 5
