@@ -132,6 +132,8 @@ class Episode:
             latest = self.watch.latest
             if all(ready) and len(latest) == len(self.everybody) and condition(latest):
                 return
+            if self._clock() >= deadline_s:
+                raise NotReachedError(f"not ready within {self.limit_s:g} s")
             await asyncio.sleep(LOOK_S)
 
     # --- around it ----------------------------------------------------------------------------------------

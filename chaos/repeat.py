@@ -21,7 +21,6 @@ from zephyr.errors import ZephyrError
 
 TELL_S = 0.1
 """How often a person is told what the nodes show."""
-REPETITIONS_MAX = 1000
 SHARES = {"p50": 0.5, "p99": 0.99}
 """Rows below the repetitions."""
 

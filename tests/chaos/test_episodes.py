@@ -123,6 +123,22 @@ def test_a_cluster_that_is_not_mended_is_not_whole():
     assert report.repetitions[0].times.back_s == math.inf
 
 
+def test_equal_rings_are_not_enough_where_a_node_is_not_ready():
+    class Unready(SimulatedDriver):
+        async def is_ready(self, node_id: str) -> bool:
+            return "undone" not in seen and await super().is_ready(node_id)
+
+    seen = []
+
+    async def wait_in_vain(episode: Episode) -> None:
+        await episode.inject(episode.driver.heal())
+        seen.append("undone")
+        await episode.undo(episode.driver.heal())
+
+    report = play(ad_hoc(wait_in_vain), Plan(2, 5.0, None, 4), Unready(NODES))
+    assert [item.missed for item in report.repetitions] == [["back and level"]]
+
+
 def test_requests_that_fail_are_counted_and_told():
     async def kill_most(episode: Episode) -> None:
         victims = [episode.victim, *episode.survivors[:1]]
