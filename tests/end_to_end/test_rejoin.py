@@ -3,7 +3,8 @@
 import time
 
 import pytest
-from conftest import until
+
+from chaos.drivers.processes import until
 
 KEYS = 2000
 
