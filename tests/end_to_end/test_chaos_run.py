@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from chaos.drivers import Fault, processes
 from chaos.drivers.namespaces import can_make_networks
+from chaos.drivers.processes import ProcessDriver
 
 NODES = 3
 EVICT_AFTER_S = 5.0
@@ -142,3 +144,39 @@ def test_logs_are_kept_of_what_did_not_converge(start_run, tmp_path):
     kept = Path(line.partition(": ")[2])
     assert sorted(path.name for path in kept.iterdir()) == ["n1.log", "n2.log", "n3.log"]
     assert left_of(process, tmp_path) == [str(kept)]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(240)
+async def test_processes_have_every_fault_of_the_network_and_heal():
+    if not can_make_networks():
+        pytest.skip("NETWORK NAMESPACES NEED root, iproute2, iptables and sysctl: this row was not tried")
+    driver = ProcessDriver(NODES, frozenset(Fault))
+    try:
+        await driver.open()
+
+        async def until(node_id: str, authority: str, owners: list[str]) -> None:
+            async def is_so() -> bool:
+                page = await driver.page(node_id)
+                return page is not None and (page["authority"], page["ring"]["owners"]) == (authority, owners)
+
+            await processes.until(is_so, 40, f"{node_id} has {authority} and {owners}")
+
+        everybody = ["n1", "n2", "n3"]
+        await driver.block_udp(["n1"])
+        await until("n1", "etcd", everybody)
+        await driver.heal()
+        await until("n1", "both", everybody)
+        await driver.cut_from_etcd(["n2"])
+        await until("n2", "relayed", everybody)
+        await driver.heal()
+        await until("n2", "both", everybody)
+        await driver.cut_one_way(["n3"], ["n1", "n2"])  # Nobody hears it any more, and it does not know.
+        await until("n1", "both", ["n1", "n2"])
+        await driver.heal()
+        await until("n1", "both", everybody)
+        assert await driver.add() == "n4"
+        for node_id in [*everybody, "n4"]:
+            await until(node_id, "both", [*everybody, "n4"])
+    finally:
+        assert await driver.close(is_failed=False) == ""
