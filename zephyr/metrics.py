@@ -29,9 +29,9 @@ from zephyr.gossip.messages import GossipState
 from zephyr.model import Authority, ClusterView, Instant
 from zephyr.node import Node
 
-GET, HEAD, PUT, DELETE, PAGE, OTHER = range(6)
+GET, HEAD, PUT, DELETE, INCR, PATCH, BATCH, SCAN, PAGE, OTHER = range(10)
 """Operations of `zephyr_requests_total`: numbers, since they index lists."""
-OPERATIONS = ("get", "head", "put", "delete", "page", "other")
+OPERATIONS = ("get", "head", "put", "delete", "incr", "patch", "batch", "scan", "page", "other")
 DURATION_BOUNDS_S = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,24 @@ from zephyr.gossip.messages import Alive
 from zephyr.gossip.udp import GossipHost, GossipTransport
 from zephyr.gossip.wire import Envelope, Keyring, encode_message
 from zephyr.metrics import Metrics
-from zephyr.model import Address, Instant, Member, Outcome, ReadRequest, WriteRequest
+from zephyr.model import (
+    Address,
+    Explanation,
+    Failure,
+    Instant,
+    Member,
+    Outcome,
+    ReadRequest,
+    Request,
+    ScanPage,
+    ScanRequest,
+    UpdateRequest,
+    WriteRequest,
+)
 from zephyr.node import Node
 from zephyr.peer.tcp import PeerHost, PeerTransport
 from zephyr.peer.wire import Operation, Status
+from zephyr.ring.ring import key_slot
 
 LAG_PERIOD_S = 0.1
 """How often the event loop's lag is measured."""
@@ -160,7 +174,7 @@ class Runtime:
         await self.gossip.bind()
         stack.push_async_callback(self.gossip.close)
         self.metrics = Metrics()
-        self.api = HttpApi(settings, submit=self.submit, dispatch=self.dispatch, now=now, metrics=self.metrics)
+        self.api = HttpApi(settings, backend=self, dispatch=self.dispatch, now=now, metrics=self.metrics)
         await self.api.bind()
         stack.push_async_callback(self.api.close)
         self.node = Node(settings, self._announcement(), self._rng, now())
@@ -248,10 +262,12 @@ class Runtime:
         self.execute(self.node.handle(event, now()))
         self._arm()
 
-    def submit(self, request: ReadRequest | WriteRequest) -> Outcome | asyncio.Future[Outcome]:
+    def submit(self, request: Request) -> Outcome | Awaitable[Outcome]:
         """Begin a client's request: its outcome at once, or a future of it."""
         if type(request) is ReadRequest:
             result = self.node.begin_read(request, now())
+        elif type(request) is UpdateRequest:
+            return Outcome(Failure.UNAVAILABLE, "this node makes no changes that depend on what stands")
         else:
             result = self.node.begin_write(request, now())  # type: ignore[arg-type]
         if type(result) is Outcome:
@@ -261,6 +277,20 @@ class Runtime:
         self.execute(result.effects)  # type: ignore[union-attr]
         self._arm()
         return future
+
+    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> list[Outcome | Awaitable[Outcome]]:
+        """Begin clients' requests."""
+        return [self.submit(request) for request in requests]
+
+    async def scan(self, request: ScanRequest) -> ScanPage:
+        """List keys."""
+        del request
+        return ScanPage(Failure.UNAVAILABLE, "this node lists no keys")
+
+    async def explain(self, key: bytes) -> Explanation:
+        """Tell where a key is: its owners, none of which is asked."""
+        slot = key_slot(key)
+        return Explanation(key, slot, self.node.ring.owners(slot), ())
 
     def _serve_peer(self, operation: int, arguments: tuple[Any, ...], digest: bytes) -> tuple[int, tuple[Any, ...]]:
         if operation == Operation.NEWS:
