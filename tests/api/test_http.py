@@ -27,6 +27,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zephyr.api import openapi
 from zephyr.api.conditions import is_met
 from zephyr.api.http import HttpApi, HttpLimits
 from zephyr.config import Settings, parse_address
@@ -1645,6 +1646,17 @@ async def test_the_pages_show_the_node():
         assert (await page(f"/debug/timeline?since={last_ms}"))["events"][-1] == events[-1]
         assert (await page(f"/debug/timeline?since={last_ms + 1}"))["events"] == []
         assert (await client.ask("GET", "/debug/timeline?since=yesterday")).problem == "bad-parameter"
+
+
+@on_both_loops
+async def test_the_api_describes_itself():
+    async with serving(replicas=2) as served:
+        client = await served.connect()
+        for _ in range(2):
+            answer = await client.ask("GET", "/openapi.json")
+            assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+            assert json.loads(answer.body) == openapi.document(Settings(id="n1", replicas=2))
+        assert (await client.ask("HEAD", "/openapi.json")).headers["content-length"] == str(len(answer.body))
 
 
 @on_both_loops

@@ -131,7 +131,7 @@ FAILURES: dict[Failure, Problem] = {
     ),
     Failure.ABSENT: NOT_FOUND,
 }
-_WAIT_STATUSES = (429, 503)
+WAIT_STATUSES = (429, 503)
 """Answers that tell when to come back."""
 
 
@@ -499,7 +499,7 @@ class Contract:
     def problem(self, problem: Problem, detail: str, *headers: Header) -> Response:
         """Build an error's answer. `detail` is one sentence for a person."""
         body = json.dumps(problem_members(problem, detail)).encode()
-        if problem.status in _WAIT_STATUSES:
+        if problem.status in WAIT_STATUSES:
             headers += (_RETRY_AFTER,)
         described = self._content(b"application/problem+json", body)
         return Response(problem.status, (*described, self._coordinator, *headers), body)

@@ -20,7 +20,7 @@ from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineToo
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
 
-from zephyr.api import batch, contract, debug
+from zephyr.api import batch, contract, debug, openapi
 from zephyr.api.backend import Backend
 from zephyr.api.batch import Batch
 from zephyr.api.connection import (
@@ -89,6 +89,7 @@ class HttpApi:
         self._contract = Contract(settings)
         self._node: Node | None = None
         self._is_draining = False
+        self._openapi_document: Response | None = None
         self._bodies_bytes = 0
         """Of values and batches that are being received."""
         self._started = now()
@@ -106,6 +107,7 @@ class HttpApi:
             b"/readyz": self._ready,
             b"/info": self._info,
             b"/metrics": self._show_metrics,
+            b"/openapi.json": self._openapi,
             b"/debug/views": self._views,
             b"/debug/ring": self._ring,
             b"/debug/timeline": self._timeline,
@@ -449,6 +451,11 @@ class HttpApi:
     async def _show_metrics(self, request: RawRequestMessage, _target: Target) -> Response:
         body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
         return self._contract.page(body, content_type.encode())
+
+    async def _openapi(self, _request: RawRequestMessage, _target: Target) -> Response:
+        if self._openapi_document is None:
+            self._openapi_document = self._json(openapi.document(self._settings))
+        return self._openapi_document
 
     async def _views(self, _request: RawRequestMessage, _target: Target) -> Response:
         lag_s = self._metrics.event_loop_lag_s
