@@ -15,7 +15,7 @@ class Backend(Protocol):
         """Begin one request: its outcome at once, or later."""
         ...
 
-    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> list[Outcome | Awaitable[Outcome]]:
+    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> Sequence[Outcome | Awaitable[Outcome]]:
         """Begin requests for as many different keys together: their outcomes, in the same order."""
         ...
 

@@ -39,6 +39,7 @@ def info_page(node: Node, pid: int, started: Instant, now: Instant) -> dict[str,
         "tombstone_bytes": store.tombstone_bytes,
         "ghosts": store.ghosts,
         "slots_pending": node.levels.pending,
+        "hints": {**node.hints.counts(), "pending": node.hints.pending},
         "requests_in_flight": node.coordinator.requests_in_flight,
     }
 
