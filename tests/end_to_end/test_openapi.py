@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 from zephyr.api.openapi import document
 from zephyr.config import Settings
 
-EXAMPLES = 15
+EXAMPLES = 10
 """Random requests to each operation; those at the bounds, up to 150, come on top of them."""
 TIMEOUT_S = 30.0
 CHECKS = [
