@@ -140,11 +140,11 @@ class Hints:
                     self._take_out(node_id, target, key)  # Older than what could not be kept: it is of no use.
                 return False
             target = self._targets[node_id] = _Target()
+            self._look_at_s = -inf  # Another one is looked at soon anyway.
         self.queued += standing is None
         target.records[key] = record
         target.bytes += grown
         self._bytes += grown
-        self._look_at_s = -inf
         return True
 
     def _take_out(self, node_id: NodeId, target: _Target, key: bytes) -> None:
