@@ -665,6 +665,7 @@ async def test_a_batch_is_answered_row_by_row():
         answer = await client.ask("POST", "/batch?w=all", body)
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
         rows = json.loads(answer.body)
+        assert answer.headers["x-zephyr-coordinator"] == "n1"
         assert [(row["key"], row["status"], row["value"]) for row in rows] == [
             ("a%2F", 201, None), ("a%2F", 200, "AP8="), ("b", 404, None), ("b", 400, None),
         ]  # fmt: skip
@@ -691,6 +692,8 @@ async def test_what_is_no_batch_is_refused_and_the_connection_goes_on():
         ):
             answer = await client.ask("POST", f"/batch{query}", body)
             assert (answer.status, answer.problem, answer.closes) == (status, name, False)
+        for condition in ({"If_Match": "*"}, {"If_None_Match": "*"}, {"If_Unmodified_Since": "x"}):
+            assert (await client.ask("POST", "/batch", b"[]", **condition)).problem == "not-supported"
         assert (await client.ask("PUT", "/batch", b"[]")).headers["allow"] == "POST"
         client.send(b"POST /batch HTTP/1.1\r\nHost: h\r\nContent-Length: 8388609\r\nExpect: 100-continue\r\n\r\n")
         answer = await client.answer()
@@ -737,6 +740,7 @@ async def test_a_listing_goes_on_from_its_cursor_at_every_node():
         for number in range(10):
             answer = await clients[number % 2].ask("GET", target)
             assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+            assert (answer.headers["cache-control"], answer.headers["x-zephyr-coordinator"]) == ("no-store", "n1")
             page = json.loads(answer.body)
             assert page.keys() == {"keys", "cursor"}
             assert len(page["keys"]) <= 3

@@ -236,7 +236,7 @@ class Batch:
     def response(self) -> Response:
         """Answer the batch, of which every operation has its row."""
         assert all(self._rows)
-        return self._answers.page(b"[%b]\n" % b",\n".join(self._rows), b"application/json")
+        return self._answers.listing(b"[%b]\n" % b",\n".join(self._rows))
 
 
 def _items(body: bytes) -> list[Any]:

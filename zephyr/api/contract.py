@@ -228,6 +228,14 @@ def check_no_body(body_bytes: int) -> None:
         raise RefusedError(MALFORMED, "this request takes no body")
 
 
+def check_batch_headers(headers: Mapping[str, str]) -> None:
+    """Refuse (501) what would have to hold for each key of a batch, and is not looked at."""
+    for name in ("If-Match", "If-None-Match", "If-Unmodified-Since"):
+        if name in headers:
+            raise RefusedError(NOT_SUPPORTED, f"a batch has no conditions: {name}")
+    check_transfer_coding(headers)
+
+
 def check_transfer_coding(headers: Mapping[str, str]) -> None:
     """Refuse (501) a body that comes in another transfer coding than chunks.
 
@@ -412,7 +420,8 @@ class Contract:
         if method in {"PUT", "POST"}:
             if "Content-Range" in headers:
                 raise RefusedError(BAD_HEADER, "a part of a value cannot be written: Content-Range")
-            check_transfer_coding(headers)
+            if "Transfer-Encoding" in headers:
+                check_transfer_coding(headers)
         return is_conditional or "If-None-Match" in headers
 
     def check_length(self, value_bytes: int) -> None:
@@ -511,6 +520,10 @@ class Contract:
     def page(self, body: bytes, content_type: bytes, status: int = 200) -> Response:
         """Build the answer of a page, which is never to be kept."""
         return Response(status, self._content(content_type, body), body)
+
+    def listing(self, body: bytes) -> Response:
+        """Build the answer to a request for many keys: JSON, and which node made it."""
+        return Response(200, (*self._content(b"application/json", body), self._coordinator), body)
 
     def event_stream(self) -> Response:
         """Build the beginning of Server-Sent Events, which end when the connection does."""

@@ -204,7 +204,7 @@ class HttpApi:
                 operation = GET if method == "GET" else HEAD
                 response = await self._read(request, method, target, began)
             elif method in contract.KV_METHODS:
-                operation = _operation_of(method, target)
+                operation = PUT if method == "PUT" else _operation_of(method, target)
                 response = await self._write(request, payload, connection, method, target)
             else:
                 raise contract.method_not_allowed(contract.KV_METHODS)  # noqa: TRY301  # refused like the rest
@@ -277,7 +277,7 @@ class HttpApi:
     ) -> Response:
         if request.method not in contract.ACTION_METHODS:
             raise contract.method_not_allowed(contract.ACTION_METHODS)
-        contract.check_transfer_coding(request.headers)
+        contract.check_batch_headers(request.headers)
         operations = Batch(self._contract, target, self._settings.request_timeout)
         self._check_node()
         operations.read(await self._body(request, payload, connection, batch.check_length))

@@ -132,7 +132,9 @@ def _values(settings: Settings) -> Json:
 
 def _batch() -> Json:
     rows = {"type": "array", "maxItems": batch.OPERATIONS_MAX, "items": _ref("schemas", "BatchOperation")}
-    answer = _json("A row for each operation, in the same order.", _list(_ref("schemas", "BatchRow")))
+    answer = _json(
+        "A row for each operation, in the same order.", _list(_ref("schemas", "BatchRow")), "X-Zephyr-Coordinator"
+    )
     return _operation(
         "many", "batch", "Many operations at once", ("r", "w", "sloppy", "timeout"), {200: answer},
         problems=(contract.BAD_PARAMETER, contract.NOT_READY, batch.BATCH_TOO_LARGE, *_WITH_BODY),
@@ -149,7 +151,7 @@ def _batch() -> Json:
 def _scan() -> Json:
     operation = _operation(
         "many", "scan", "List keys", ("prefix", "limit", "cursor", "timeout"),
-        {200: _json("Keys, and where to go on.", _ref("schemas", "ScanPage"))},
+        {200: _json("Keys, and where to go on.", _ref("schemas", "ScanPage"), "X-Zephyr-Coordinator")},
         problems=(contract.BAD_PARAMETER, contract.NOT_READY, *_ON_READ),
     )  # fmt: skip
     operation["description"] = (
@@ -289,8 +291,8 @@ def _answered(description: str, *headers: str) -> Json:
     return {"description": description, "headers": {name: _ref("headers", name) for name in headers}}
 
 
-def _json(description: str, schema: Json) -> Json:
-    return {**_answered(description, "Cache-Control"), "content": {"application/json": {"schema": schema}}}
+def _json(description: str, schema: Json, *headers: str) -> Json:
+    return {**_answered(description, "Cache-Control", *headers), "content": {"application/json": {"schema": schema}}}
 
 
 def _found() -> Json:

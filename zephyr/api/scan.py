@@ -105,4 +105,4 @@ class Scan:
             return self._answers.problem(problem, self._failed.detail or problem.title)
         cursor = None if self._cursor is None else cursor_text(self._cursor)
         document = {"keys": [contract.key_text(key) for key in self._keys], "cursor": cursor}
-        return self._answers.page(json.dumps(document).encode() + b"\n", b"application/json")
+        return self._answers.listing(json.dumps(document).encode() + b"\n")
