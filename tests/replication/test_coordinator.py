@@ -18,6 +18,7 @@ from zephyr.replication.coordinator import (
     Pending,
 )
 from zephyr.replication.latency import BUDGET_MAX, PATIENCE_UNKNOWN_S
+from zephyr.replication.skew import AGE_MAX_S
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 from zephyr.store.record import (
     CLOCK_DRIFT_MAX_MS,
@@ -26,6 +27,7 @@ from zephyr.store.record import (
     pack_record,
     record_value,
     record_version,
+    version_unix_ms,
 )
 from zephyr.store.store import Store
 
@@ -301,6 +303,16 @@ def test_a_quorum_that_cannot_be_met_is_refused_before_anything_is_sent():
     assert coordinator.begin_write(WriteRequest(b"key", b"v", quorum="7"), at(1)).failure is Failure.UNAVAILABLE
 
 
+def test_a_ring_that_shrank_while_gossip_leads_needs_as_many_replicas_as_before():
+    coordinator = build("n1", "n2", "n3", replicas=5)
+    coordinator.committed_count = 5
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
+    first, second = sends(pending.effects)
+    assert coordinator.replied(first.call_id, Status.OK, acknowledged(), at(1.1)) == [], "two of three are not enough"
+    assert completed(coordinator.replied(second.call_id, Status.OK, acknowledged(), at(1.2))).failure is None
+    assert coordinator.begin_read(ReadRequest(b"key", quorum="all"), at(2)).failure is Failure.UNAVAILABLE
+
+
 def test_a_write_decided_by_this_node_alone_still_reaches_the_others():
     coordinator = build("n1", "n2", "n3")
     pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(1))
@@ -363,6 +375,57 @@ def test_a_write_overtaken_by_a_newer_one_is_stamped_above_it():
     version = record_version(second[0].arguments[1])
     reply = acknowledged(existed=True, newest=version)
     assert completed(coordinator.replied(second[0].call_id, Status.OK, reply, at(1.2))).failure is None
+
+
+def test_this_node_takes_its_own_write_once_somebody_else_has_taken_the_stamp():
+    coordinator = build("n1", "n2", "n3")
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
+    assert coordinator.store.items == 0
+    outcome = completed(coordinator.replied(sends(pending.effects)[0].call_id, Status.OK, acknowledged(), at(1.1)))
+    assert (outcome.failure, outcome.answered) == (None, 2)
+    assert coordinator.store.items == 1
+
+
+def test_a_stamp_that_all_others_refuse_stays_nowhere_and_makes_this_node_doubt_its_clock():
+    coordinator = build("n1", "n2", "n3")
+    route(coordinator)
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value"), at(3600))
+    first, second = sends(pending.effects)
+    theirs = (at(1).unix_ms,)
+    assert coordinator.replied(first.call_id, Status.CLOCK_SKEW, theirs, at(3600)) == []
+    outcome = completed(coordinator.replied(second.call_id, Status.CLOCK_SKEW, theirs, at(3600)))
+    assert outcome.failure is Failure.CLOCK_SKEW
+    assert coordinator.store.items == 0
+    assert coordinator.hints.pending == 0
+    coordinator.poll(at(3600))
+    assert coordinator.skew.is_off
+    refused = coordinator.begin_write(WriteRequest(b"key", b"value"), at(3600.1))
+    assert refused.failure is Failure.CLOCK_SKEW
+    coordinator.poll(at(3600 + AGE_MAX_S + 1))
+    assert not coordinator.skew.is_off, "it is asked again after a while"
+
+
+def test_a_node_whose_clock_was_set_back_stamps_like_the_others_again():
+    coordinator = build("n1", "n2", "n3")
+    coordinator.committed_count = 3
+    coordinator.clock.stamp(at(3600).unix_ms)
+    coordinator.poll(at(2))
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value"), at(2))
+    record = sends(pending.effects)[0].arguments[1]
+    assert version_unix_ms(record_version(record)) == at(2).unix_ms
+
+
+def test_what_stands_under_a_stamp_from_far_ahead_counts_for_nothing():
+    coordinator = build("n1", "n2", "n3")
+    ahead = record_at(3600, b"ahead")
+    [digest] = sends(coordinator.begin_read(ReadRequest(b"key"), at(2)).effects)
+    [other] = sends(coordinator.replied(digest.call_id, Status.OK, version_found(ahead), at(2.1)))
+    outcome = completed(coordinator.replied(other.call_id, Status.OK, version_found(None), at(2.2)))
+    assert (outcome.failure, outcome.record) == (None, None)
+    first, second = sends(coordinator.begin_write(WriteRequest(b"key", b"v"), at(2)).effects)
+    refused = acknowledged(existed=True, newest=record_version(ahead), applied=False)
+    assert coordinator.replied(first.call_id, Status.OK, refused, at(2.1)) == []
+    assert completed(coordinator.replied(second.call_id, Status.OK, acknowledged(), at(2.2))).failure is None
 
 
 def test_not_owner_waits_for_the_ring_and_starts_again_with_the_new_owners():

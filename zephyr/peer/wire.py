@@ -117,6 +117,7 @@ class Status(enum.IntEnum):
     """The receiver does not own the key's slot in its own view, or is not the first to: (generation, revision,
     ring_digest) of that view."""
     CLOCK_SKEW = 2
+    """The stamp is too far ahead of the receiver's clock: (unix_ms,) of that."""
     TOO_LARGE = 3
     OVERLOADED = 4
     BAD_REQUEST = 5

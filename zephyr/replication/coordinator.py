@@ -115,6 +115,7 @@ class _Running:
         "change",
         "deadline_s",
         "doubted_count",
+        "has_own_turn",
         "is_answered",
         "is_forwarded_here",
         "machine",
@@ -143,6 +144,8 @@ class _Running:
         """What an update decided on."""
         self.rounds = 0
         """How often an update has read."""
+        self.has_own_turn = False
+        """This node is an owner, and takes the record once somebody else has taken its stamp."""
         self.is_answered = False
         """The client has its answer: the rest is a tail."""
         self.restarted = False
@@ -487,6 +490,9 @@ class Coordinator:
             machine.on_failure(self._id, "this node is not sure to own the key")
             return
         record, is_level, mark = self.replica.read(running.slot, running.request.key, now)
+        if record is not None and not self.clock.observe(record_version(record), now.unix_ms):
+            machine.on_failure(self._id, "this node has a stamp from far ahead")
+            return
         machine.on_record(self._id, record, mark, is_level=is_level)
 
     def _mend(self, running: _Running, machine: QuorumRead, now: Instant) -> list[Effect]:
@@ -525,6 +531,9 @@ class Coordinator:
 
     def _send_write(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
         request, change = running.request, running.change
+        here, _ = self.store.standing(running.slot, request.key, now.unix_ms)
+        if here is not None:
+            self.clock.observe(record_version(here), now.unix_ms)
         version = self.clock.stamp(now.unix_ms)
         while True:
             if change is not None:
@@ -540,7 +549,8 @@ class Coordinator:
                 record = self._record(request, version, now)
             running.record = record
             targets = machine.begin(version)
-            effects = self._write_here(running, machine, now) if self._id in targets else []
+            running.has_own_turn = False
+            effects = self._write_or_wait(running, machine, now) if self._id in targets else []
             overtaken_by = machine.overtaken()
             if overtaken_by is None:
                 break
@@ -560,7 +570,21 @@ class Coordinator:
                 effects.append(self._call(running, node_id, Operation.WRITE, arguments, now))
         return effects
 
+    def _write_or_wait(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
+        """Write here, or wait until somebody else has taken the stamp.
+
+        Else a node whose clock is far ahead would keep what all others refuse, and nothing could overwrite it.
+        """
+        if machine.need == 1:
+            return self._write_here(running, machine, now)
+        if not record_is_tombstone(running.record) and self.store.is_too_large(running.request.key, running.record):
+            machine.refuse(Failure.TOO_LARGE, "the item is larger than the memory bound")
+            return []
+        running.has_own_turn = True
+        return []
+
     def _write_here(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
+        running.has_own_turn = False
         if now.monotonic_s >= self.confirmed_until_s:
             keeper = machine.on_failure(self._id, "this node is not sure to own the key", uncertain=False)
             return self._ask_to_keep(running, keeper, self._id, now)
@@ -755,9 +779,10 @@ class Coordinator:
                 return
             if _is_read(payload):
                 found, is_level, mark = payload
+                if found and not self.clock.observe(found[:VERSION_BYTES], now.unix_ms):
+                    machine.on_failure(node_id, f"{node_id} has a stamp from far ahead")
+                    return
                 if found is None or record_is_valid(found):
-                    if found is not None:
-                        self.clock.observe(record_version(found), now.unix_ms)
                     machine.on_record(node_id, found, mark, is_level=is_level)
                     return
                 if len(found) <= VERSION_BYTES:
@@ -778,7 +803,7 @@ class Coordinator:
         if machine.is_keeping(node_id):
             if status == Status.OK:
                 machine.on_kept(node_id)
-                return []
+                return self._write_here(running, machine, now) if running.has_own_turn else []
             owner = machine.is_keeping(node_id)
             keeper = machine.on_keep_failed(node_id, f"{node_id} answered {_status_name(status)}")
             return self._ask_to_keep(running, keeper, owner, now)
@@ -786,8 +811,12 @@ class Coordinator:
             applied, existed, newest, unix_ms = payload
             self.skew.heard(node_id, unix_ms, now)
             self.latencies.answered(node_id, now.monotonic_s - running.asked_s)
-            machine.on_reply(node_id, applied=applied, existed=existed, newest=newest)
-            return []
+            if applied or self.clock.observe(newest, now.unix_ms):
+                machine.on_reply(node_id, applied=applied, existed=existed, newest=newest)
+                return self._write_here(running, machine, now) if running.has_own_turn else []
+            status = Status.CLOCK_SKEW  # What stands there is from a clock far ahead.
+        elif status == Status.CLOCK_SKEW and len(payload) == 1 and type(payload[0]) is int:
+            self.skew.heard(node_id, payload[0], now)
         keeper = machine.on_failure(
             node_id,
             f"{node_id} answered {_status_name(status)}",
@@ -858,6 +887,9 @@ class Coordinator:
         if type(machine) is QuorumRead:
             effects = self._drive_read(running, machine, now)
         elif type(machine) is QuorumWrite:
+            if running.has_own_turn and not machine.waits_for_others(self._id):
+                running.has_own_turn = False
+                machine.skip(self._id)
             overtaken_by = machine.overtaken()
             if overtaken_by is not None:
                 self.clock.observe(overtaken_by, now.unix_ms)
@@ -1005,6 +1037,8 @@ class Coordinator:
     def poll(self, now: Instant) -> list[Effect]:
         """End the requests whose time is over; start parked ones again; ask somebody else where one is slow."""
         self.skew.poll(now)
+        if min(self.committed_count, self.settings.replicas) > 1:
+            self.clock.settle(now.unix_ms)
         effects: list[Effect] = []
         while self.deadline() <= now.monotonic_s:
             if self._parked and self._parked[0][0] <= now.monotonic_s:

@@ -353,6 +353,14 @@ class QuorumWrite:
         self._reason = reason
         return self._next_keeper(self._keeping.pop(keeper))
 
+    def skip(self, node_id: NodeId) -> None:
+        """An owner is not sent the record after all."""
+        del self._open[node_id]
+
+    def waits_for_others(self, node_id: NodeId) -> bool:
+        """Whether anybody but this node may still acknowledge."""
+        return bool(self._keeping) or any(item != node_id for item in self._open)
+
     def missed(self) -> list[NodeId]:
         """Return the missed owners that were not named before."""
         found, self._told = self._missed[self._told :], len(self._missed)

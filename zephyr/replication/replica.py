@@ -92,7 +92,7 @@ class Replica:
         if operation == _MANY:
             return self._serve_many(arguments, digest, now)
         if operation == _KEEP:
-            return self._serve_keep(arguments)
+            return self._serve_keep(arguments, now)
         key = arguments[0] if arguments else None
         if type(key) is not bytes or not 0 < len(key) <= KEY_BYTES_MAX:
             return Status.BAD_REQUEST, ("no key",)
@@ -136,7 +136,7 @@ class Replica:
             return Status.BAD_REQUEST, ("not a record",)
         if not self.clock.observe(record_version(record), now.unix_ms):
             self.refused_stamp_count += 1
-            return Status.CLOCK_SKEW, ()
+            return Status.CLOCK_SKEW, (now.unix_ms,)
         applied = self.write(slot, key, record, now, is_cold=is_repair)
         if is_repair:
             return _OK, (applied.applied,)
@@ -151,13 +151,16 @@ class Replica:
             case _:
                 return Status.BAD_REQUEST, ("not a mark",)
 
-    def _serve_keep(self, arguments: tuple[Any, ...]) -> Answer:
+    def _serve_keep(self, arguments: tuple[Any, ...], now: Instant) -> Answer:
         kept = kept_for(arguments)
         if kept is None or not 0 < len(kept[1]) <= KEY_BYTES_MAX or not record_is_valid(kept[2]):
             return Status.BAD_REQUEST, ("a target, a key and a record",)
         target, key, record = kept
         if target == self._id or not any(member.id == target for member in self.ring.members):
             return Status.BAD_REQUEST, ("no other member of the ring",)
+        if not self.clock.observe(record_version(record), now.unix_ms):
+            self.refused_stamp_count += 1
+            return Status.CLOCK_SKEW, (now.unix_ms,)
         return (Status.OK, ()) if self.hints.keep(target, key, record) else (Status.OVERLOADED, ())
 
     def _serve_many(self, calls: tuple[Any, ...], digest: bytes, now: Instant) -> Answer:

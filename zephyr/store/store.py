@@ -189,6 +189,10 @@ class Store:
 
     # --- writing --------------------------------------------------------------------------------------
 
+    def is_too_large(self, key: bytes, record: bytes) -> bool:
+        """Whether a value is larger than the whole bound."""
+        return self._size(key, record) > self.bytes_max
+
     def apply(self, slot: int, key: bytes, record: bytes, now_unix_ms: int, *, cold: bool = False) -> Applied:
         """Take a record if it is newer than what stands; the same one again changes nothing.
 
