@@ -56,6 +56,8 @@ def tables(results: Iterable[Result]) -> list[Table]:
     for result in results:
         cells.setdefault(replace(result.case, seed=0), []).append(result)
     scenario = next(iter(cells)).scenario
+    if scenario == "claims":
+        return [_claims(cells)]
     found = [_table(scenario, cells)]
     if scenario == "lifeguard":
         found += [_lifeguard_cells(cells), _lifeguard(cells)]
@@ -77,6 +79,23 @@ def _table(title: str, cells: dict[Case, list[Result]]) -> Table:
             texts += _summary(name, [result.values[name] for result in cell if name in result.values])
         rows.append(tuple(texts))
     return Table(title, tuple(columns), rows)
+
+
+def _claims(cells: dict[Case, list[Result]]) -> Table:
+    """One row for each check, over all runs that came to their end."""
+    runs = [result.values for cell in cells.values() for result in cell if result.values]
+    checks = dict.fromkeys(name.removeprefix("judged ") for run in runs for name in run if name.startswith("judged "))
+    rows = []
+    for check in checks:
+        judged = [run[f"judged {check}"] for run in runs]
+        violations = [run[f"violations {check}"] for run in runs]
+        red = sum(count > 0 for count in violations)
+        unknown = sum(not count and not broken for count, broken in zip(judged, violations, strict=True))
+        texts = (check, len(runs) - red - unknown, red, unknown, round(sum(judged)), round(sum(violations)))
+        rows.append(tuple(map(str, texts)))
+    operations, served = (round(sum(run[name] for run in runs)) for name in ("operations", "served"))
+    title = f"claims: {len(runs)} runs, {operations} operations, {served} of them served"
+    return Table(title, ("check", "runs green", "red", "unknown", "judged", "violations"), rows)
 
 
 def _varies(name: str, cells: dict[Case, list[Result]]) -> bool:

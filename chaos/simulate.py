@@ -4,8 +4,10 @@
     python -m chaos.simulate --seed 17 --log                    one seed, with its event log
     python -m chaos.simulate --scenario plan --seeds 1000       another scenario (`chaos.gossip_scenarios`)
     python -m chaos.simulate --replay plan,seed=17,nodes=10     one run of it
+    python -m chaos.simulate --scenario claims --seed 17 --history h.jsonl    one run of it, and its history
 
-The scenario `cluster` is whole nodes and etcd under random faults (`chaos.cluster_scenarios`).
+The scenario `cluster` is whole nodes and etcd under random faults (`chaos.cluster_scenarios`); `claims` asks beside
+that whether the data plane keeps what is claimed of it (`chaos.claims_scenarios`).
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
+from chaos import claims_scenarios as claims
 from chaos import gossip_scenarios as scenarios
 from chaos.cluster_scenarios import RandomRun, log_digest, run_seed
 from chaos.gossip_scenarios import Case, Result
+from chaos.history import write_history
 from chaos.report import Table, tables
 from zephyr.config import GOSSIP_PACES
 
@@ -42,6 +47,7 @@ class Plan(NamedTuple):
 
 PLANS = {
     "cluster": Plan(2000, (5,)),
+    "claims": Plan(200, (5, 6, 7)),
     "lifeguard": Plan(20, scenarios.LIFEGUARD_NODES),
     "crash": Plan(20, (10, 100, 1000)),
     "container": Plan(20, (10, 100)),
@@ -75,6 +81,9 @@ def play(case: Case) -> Result:
     if case.scenario == "cluster":
         _, digest, failure = run_seed(case.seed, case.nodes)
         return Result(case, failure=failure, digest=digest)
+    if case.scenario == "claims":
+        played = claims.play_seed(case.seed, case.nodes)
+        return Result(case, played.figures(), played.failure, played.log_digest)
     return scenarios.run_case(case)
 
 
@@ -102,6 +111,8 @@ def replay_command(case: Case) -> str:
     """Return the command that plays one run again and prints its event log."""
     if case.scenario == "cluster":
         return f"python -m chaos.simulate --seed {case.seed} --nodes {case.nodes} --log"
+    if case.scenario == "claims":
+        return claims.replay_command(case.seed, case.nodes)
     return f"python -m chaos.simulate --replay {case.text()} --log"
 
 
@@ -120,8 +131,30 @@ def show(table: Table, *, markdown: bool) -> None:
     Console(width=None if sys.stdout.isatty() else WIDTH).print(shown)
 
 
-def replay(case: Case, *, log: bool) -> int:
+def replay_claims(case: Case, *, log: bool, history: Path | None) -> int:
+    """Play one run of the claims again: its verdicts, what broke them, its event log and its history on request."""
+    run = claims.ClaimsRun(case.seed, case.nodes)
+    try:
+        report = run.run()
+    finally:
+        if log:
+            print("\n".join(run.simulation.log))
+        if history is not None:
+            write_history(history, run.simulation.history)
+    for verdict in report.verdicts:
+        judged = f"{verdict.judged} judged, {verdict.unknown} unknown, {verdict.violation_count} violations"
+        print(f"{verdict.name}: {verdict.colour}; {verdict.note or judged}", file=sys.stderr)
+        for violation in verdict.violations:
+            seen = "".join(f"\n    {item.text()}" for item in violation.operations)
+            print(f"  {violation.text}{seen}", file=sys.stderr)
+    print(f"seed {case.seed}: {len(report.red)} red; log {log_digest(run.simulation.log)}", file=sys.stderr)
+    return 1 if report.red else 0
+
+
+def replay(case: Case, *, log: bool, history: Path | None = None) -> int:
     """Play one run again: what it showed, what it cost, and its event log on request."""
+    if case.scenario == "claims":
+        return replay_claims(case, log=log, history=history)
     if case.scenario == "cluster":
         run = RandomRun(case.seed, case.nodes)
         try:
@@ -155,6 +188,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="one seed only")
     parser.add_argument("--replay", help="one run, as a failure names it: SCENARIO,seed=...,nodes=...")
     parser.add_argument("--log", action="store_true", help="print the event log (with --seed or --replay)")
+    parser.add_argument(
+        "--history", type=Path, help="write the run's history to a file (with --scenario claims --seed)"
+    )
     parser.add_argument("--markdown", action="store_true", help="print tables as Markdown")
     arguments = parser.parse_args()
     plan = PLANS[arguments.scenario]
@@ -168,7 +204,7 @@ def main() -> int:
     if one is None and arguments.seed is not None:
         one = Case(arguments.scenario, seed=arguments.seed, nodes=nodes[0], profile=arguments.profile)
     if one is not None:
-        return replay(one, log=arguments.log)
+        return replay(one, log=arguments.log, history=arguments.history)
     seeds = plan.seeds if arguments.seeds is None else arguments.seeds
     results = play_all(cases(arguments.scenario, seeds, nodes, arguments.profile, arguments.arms.split(",")))
     for table in tables(results):

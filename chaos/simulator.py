@@ -124,6 +124,8 @@ class Simulation:
         """Nodes from and to which datagrams vanish; TCP passes."""
         self.loss = 0.0
         """Share of peer messages that vanish."""
+        self.clock_offsets_ms: dict[NodeId, int] = {}
+        """How far a node's wall clock is ahead of the world's; its monotonic one never is."""
         self.outcomes: dict[tuple[str, int], Outcome] = {}
         """(address of the life that was asked, request id) -> how its request ended."""
         self.surveys: dict[tuple[str, int], ScanPage | Explanation] = {}
@@ -147,9 +149,9 @@ class Simulation:
             action()
         self.now_s = end_s
 
-    def instant(self) -> Instant:
-        """Return both clocks."""
-        return Instant(self.now_s, EPOCH_UNIX_MS + int(self.now_s * 1000))
+    def instant(self, node_id: NodeId = "") -> Instant:
+        """Return both clocks, as a node reads them; without one, as they are."""
+        return Instant(self.now_s, EPOCH_UNIX_MS + int(self.now_s * 1000) + self.clock_offsets_ms.get(node_id, 0))
 
     def record(self, who: str, what: str) -> None:
         """Write one line of the event log."""
@@ -165,7 +167,7 @@ class Simulation:
         self._lives += 1
         number = self._lives
         address = f"{node_id}:{number}"
-        now = self.instant()
+        now = self.instant(node_id)
         member = Member(node_id, f"{node_id}:80", f"{node_id}:79", address, now.unix_ms + number)
         settings = self.settings_of(node_id)
         rng = random.Random(f"{self.seed}/{node_id}/{number}")
@@ -214,7 +216,7 @@ class Simulation:
         A listing ends in `surveys`.
         """
         simulated = self.nodes[node_id]
-        node, now = simulated.node, self.instant()
+        node, now = simulated.node, self.instant(node_id)
         match request:
             case ReadRequest():
                 result = node.begin_read(request, now)
@@ -232,7 +234,7 @@ class Simulation:
 
     def _handle(self, simulated: SimulatedNode, event: Event) -> None:
         if not simulated.stopped and not self._is_paused(simulated, lambda: self._handle(simulated, event)):
-            self._carry_out(simulated, simulated.node.handle(event, self.instant()))
+            self._carry_out(simulated, simulated.node.handle(event, self.instant(simulated.node.settings.id)))
             simulated.node.check_invariants()
             self._arm(simulated)
 
@@ -419,7 +421,8 @@ class Simulation:
             if effect.call_id >= CONTROL_CALL_ID_MIN:
                 self._handle(caller, PeerCallFailed(effect.call_id, "no connection"))
                 return
-            failed = caller.node.peer_failed(effect.call_id, "no connection", self.instant(), sent=False)
+            now = self.instant(caller.node.settings.id)
+            failed = caller.node.peer_failed(effect.call_id, "no connection", now, sent=False)
             self._carry_out(caller, failed)
         elif self._passes(caller.node.settings.id, effect.node_id):
             self.at(self.now_s + self._latency_s(), lambda: self._arrive(caller, effect))
@@ -428,7 +431,7 @@ class Simulation:
         target = self.nodes.get(effect.node_id)
         if target is None or target.stopped or self._is_paused(target, lambda: self._arrive(caller, effect)):
             return
-        digest, now = caller.node.view.digest, self.instant()
+        digest, now = caller.node.view.digest, self.instant(effect.node_id)
         reply = target.node.serve_peer(effect.operation, effect.arguments, digest, now)
         if isinstance(reply, Pending):
             # Answered when the request that it began has ended.
@@ -450,7 +453,8 @@ class Simulation:
         if call_id >= CONTROL_CALL_ID_MIN:
             self._handle(caller, PeerAnswered(call_id, *reply))
             return
-        self._carry_out(caller, caller.node.peer_replied(call_id, *reply, self.instant()))
+        now = self.instant(caller.node.settings.id)
+        self._carry_out(caller, caller.node.peer_replied(call_id, *reply, now))
         self._arm(caller)
 
     def _look_after_connections(self, simulated: SimulatedNode) -> None:

@@ -15,6 +15,7 @@ import click
 
 from zephyr import __version__
 from zephyr.cli import client, operators, values
+from zephyr.cli.chaos import chaos
 from zephyr.cli.output import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -136,3 +137,4 @@ for command in (
     client.ring, operators.views, operators.evict, operators.events, operators.certificate,
 ):  # fmt: skip
     zephyr.add_command(command)
+zephyr.add_command(chaos)
