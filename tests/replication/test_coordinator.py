@@ -315,9 +315,32 @@ def test_a_ring_that_shrank_while_gossip_leads_needs_as_many_replicas_as_before(
 
 def test_a_write_decided_by_this_node_alone_still_reaches_the_others():
     coordinator = build("n1", "n2", "n3")
+    coordinator.skew.heard("n2", at(0.9).unix_ms, at(0.9))  # So its clock is known to be right.
     pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(1))
     assert {call.node_id for call in sends(pending.effects)} == {"n2", "n3"}
     assert completed(pending.effects).failure is None
+
+
+def test_a_clock_that_jumped_is_not_trusted_any_more():
+    coordinator = build("n1", "n2", "n3")
+    coordinator.skew.heard("n2", at(0.9).unix_ms, at(0.9))
+    jumped = Instant(1.0, at(1.0).unix_ms + 60_000)
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), jumped)
+    assert len(sends(pending.effects)) == len(pending.effects) == 2
+    assert coordinator.store.items == 0
+    for call in sends(pending.effects):
+        effects = coordinator.replied(call.call_id, Status.CLOCK_SKEW, (at(1.1).unix_ms,), jumped)
+    assert completed(effects).failure is Failure.CLOCK_SKEW
+    assert coordinator.store.items == 0
+
+
+def test_where_nobody_else_answers_one_replica_is_enough_for_a_write_that_asks_for_no_more():
+    coordinator = build("n1", "n2", "n3")
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(1))
+    for call in sends(pending.effects):
+        effects = coordinator.failed(call.call_id, "lost", at(1.1), sent=True)
+    assert completed(effects).failure is None
+    assert coordinator.store.items == 1
 
 
 def test_a_passed_deadline_leaves_the_outcome_of_a_write_unknown():

@@ -571,11 +571,11 @@ class Coordinator:
         return effects
 
     def _write_or_wait(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
-        """Write here, or wait until somebody else has taken the stamp.
+        """Write here; or, unless this node's clock is known to be right, wait until somebody else has taken the stamp.
 
         Else a node whose clock is far ahead would keep what all others refuse, and nothing could overwrite it.
         """
-        if machine.need == 1:
+        if self.skew.is_trusted(now) or len(machine.owners) == 1:
             return self._write_here(running, machine, now)
         if not record_is_tombstone(running.record) and self.store.is_too_large(running.request.key, running.record):
             machine.refuse(Failure.TOO_LARGE, "the item is larger than the memory bound")
@@ -888,8 +888,11 @@ class Coordinator:
             effects = self._drive_read(running, machine, now)
         elif type(machine) is QuorumWrite:
             if running.has_own_turn and not machine.waits_for_others(self._id):
-                running.has_own_turn = False
-                machine.skip(self._id)
+                if machine.need == 1 and not machine.was_refused_as_ahead:
+                    effects = self._write_here(running, machine, now)
+                else:
+                    running.has_own_turn = False
+                    machine.skip(self._id)
             overtaken_by = machine.overtaken()
             if overtaken_by is not None:
                 self.clock.observe(overtaken_by, now.unix_ms)

@@ -236,7 +236,8 @@ class QuorumWrite:
 
     __slots__ = (
         "_failure", "_keepers", "_keeping", "_missed", "_open", "_overtaken_by", "_reason", "_refusal", "_restamps",
-        "_told", "_uncertain", "answered", "existed", "is_conditional", "kept", "need", "owners", "version", "written",
+        "_told", "_uncertain", "_was_ahead", "answered", "existed", "is_conditional", "kept", "need", "owners",
+        "version", "written",
     )  # fmt: skip
 
     def __init__(
@@ -273,6 +274,7 @@ class QuorumWrite:
         self._keeping: dict[NodeId, NodeId] = {}
         """Who was asked to keep the record -> for whom."""
         self._uncertain = False
+        self._was_ahead = False
         self._failure = Failure.UNAVAILABLE
         self._reason = ""
         self._restamps = 0
@@ -327,6 +329,7 @@ class QuorumWrite:
         self._reason = reason
         self._uncertain = self._uncertain or uncertain
         self._failure = failure
+        self._was_ahead = self._was_ahead or failure is Failure.CLOCK_SKEW
         if not is_missed:
             return ""
         self._missed.append(node_id)
@@ -352,6 +355,11 @@ class QuorumWrite:
         """A node does not keep it. Returns who is to be asked instead; empty: nobody."""
         self._reason = reason
         return self._next_keeper(self._keeping.pop(keeper))
+
+    @property
+    def was_refused_as_ahead(self) -> bool:
+        """Whether an owner refused the stamp as too far ahead."""
+        return self._was_ahead
 
     def skip(self, node_id: NodeId) -> None:
         """An owner is not sent the record after all."""
