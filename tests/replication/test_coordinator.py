@@ -334,13 +334,23 @@ def test_a_clock_that_jumped_is_not_trusted_any_more():
     assert coordinator.store.items == 0
 
 
-def test_where_nobody_else_answers_one_replica_is_enough_for_a_write_that_asks_for_no_more():
+def test_a_clock_that_nobody_vouches_for_stamps_nothing():
     coordinator = build("n1", "n2", "n3")
     pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(1))
     for call in sends(pending.effects):
-        effects = coordinator.failed(call.call_id, "lost", at(1.1), sent=True)
-    assert completed(effects).failure is None
-    assert coordinator.store.items == 1
+        effects = coordinator.failed(call.call_id, "no connection", at(1.1), sent=False)
+    assert completed(effects).failure is Failure.UNAVAILABLE
+    assert coordinator.store.items == 0
+
+
+def test_a_write_that_one_round_may_have_applied_is_not_said_to_be_nowhere():
+    coordinator = build("n1", "n2", "n3")
+    first, _second = sends(coordinator.begin_write(WriteRequest(b"key", b"value"), at(1)).effects)
+    coordinator.replied(first.call_id, Status.NOT_OWNER, (1, 6, b"ring-two"), at(1.1))
+    effects = coordinator.poll(at(1.1 + NOT_OWNER_PAUSE_S))
+    for call in sends(effects):
+        effects = coordinator.failed(call.call_id, "no connection", at(1.5), sent=False)
+    assert completed(effects).failure is Failure.UNKNOWN
 
 
 def test_a_passed_deadline_leaves_the_outcome_of_a_write_unknown():

@@ -743,6 +743,8 @@ class Coordinator:
         machine = running.machine
         if status != _OK and status == Status.NOT_OWNER and not running.restarted:
             self.replica.view_doubted = True
+            if type(machine) is QuorumWrite and not machine.is_keeping(node_id):
+                machine.on_failure(node_id, f"{node_id} does not own the key", uncertain=False)
             return self._park(running, now)
         if status != _OK and status == Status.UNCONFIRMED:
             running.was_doubted = True
@@ -888,11 +890,8 @@ class Coordinator:
             effects = self._drive_read(running, machine, now)
         elif type(machine) is QuorumWrite:
             if running.has_own_turn and not machine.waits_for_others(self._id):
-                if machine.need == 1 and not machine.was_refused_as_ahead:
-                    effects = self._write_here(running, machine, now)
-                else:
-                    running.has_own_turn = False
-                    machine.skip(self._id)
+                running.has_own_turn = False
+                machine.skip(self._id)
             overtaken_by = machine.overtaken()
             if overtaken_by is not None:
                 self.clock.observe(overtaken_by, now.unix_ms)
@@ -969,7 +968,8 @@ class Coordinator:
 
     def _start(self, running: _Running, now: Instant) -> list[Effect]:
         """Start a request that is in the table."""
-        is_again = type(running.machine) is QuorumWrite or running.change is not None
+        earlier = running.machine
+        was_applied = running.change is not None or (type(earlier) is QuorumWrite and earlier.may_be_applied)
         running.parked, running.was_doubted = "", False
         request = running.request
         owners = self.ring.owners(running.slot)
@@ -980,8 +980,8 @@ class Coordinator:
             outcome = Outcome(Failure.UNAVAILABLE, "the owners changed while it was written", answered=0, asked=0)
         if outcome is None:
             return self._launch(running, owners, need, now)
-        if is_again and outcome.failure is Failure.UNAVAILABLE:
-            # The first round may have been applied by some owner.
+        if was_applied:
+            # Maybe: the first round went to some owner.
             outcome = Outcome(Failure.UNKNOWN, outcome.detail, answered=0, asked=len(owners))
         return self._end(running, outcome)
 

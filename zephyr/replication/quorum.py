@@ -236,7 +236,7 @@ class QuorumWrite:
 
     __slots__ = (
         "_failure", "_keepers", "_keeping", "_missed", "_open", "_overtaken_by", "_reason", "_refusal", "_restamps",
-        "_told", "_uncertain", "_was_ahead", "answered", "existed", "is_conditional", "kept", "need", "owners",
+        "_told", "_uncertain", "answered", "existed", "is_conditional", "kept", "need", "owners",
         "version", "written",
     )  # fmt: skip
 
@@ -273,8 +273,7 @@ class QuorumWrite:
         self._keepers = list(reversed(keepers))
         self._keeping: dict[NodeId, NodeId] = {}
         """Who was asked to keep the record -> for whom."""
-        self._uncertain = False
-        self._was_ahead = False
+        self._uncertain = earlier is not None and earlier.may_be_applied
         self._failure = Failure.UNAVAILABLE
         self._reason = ""
         self._restamps = 0
@@ -285,6 +284,11 @@ class QuorumWrite:
     def waiting(self) -> int:
         """Replies to come."""
         return len(self._open) + len(self._keeping)
+
+    @property
+    def may_be_applied(self) -> bool:
+        """Whether some owner may have the record."""
+        return self.answered > 0 or self.waiting > 0 or self._uncertain
 
     def begin(self, version: Version) -> tuple[NodeId, ...]:
         """Start, or start again under a newer stamp, and return whom to send to.
@@ -329,7 +333,6 @@ class QuorumWrite:
         self._reason = reason
         self._uncertain = self._uncertain or uncertain
         self._failure = failure
-        self._was_ahead = self._was_ahead or failure is Failure.CLOCK_SKEW
         if not is_missed:
             return ""
         self._missed.append(node_id)
@@ -355,11 +358,6 @@ class QuorumWrite:
         """A node does not keep it. Returns who is to be asked instead; empty: nobody."""
         self._reason = reason
         return self._next_keeper(self._keeping.pop(keeper))
-
-    @property
-    def was_refused_as_ahead(self) -> bool:
-        """Whether an owner refused the stamp as too far ahead."""
-        return self._was_ahead
 
     def skip(self, node_id: NodeId) -> None:
         """An owner is not sent the record after all."""
@@ -414,9 +412,8 @@ class QuorumWrite:
             return Outcome(version=self.version, existed=self.existed, answered=answered, asked=asked, hinted=hinted)
         if answered + self.waiting >= self.need:
             return None
-        applied_somewhere = answered > 0 or self.waiting > 0 or self._uncertain
         return Outcome(
-            Failure.UNKNOWN if applied_somewhere else self._failure,
+            Failure.UNKNOWN if self.may_be_applied else self._failure,
             f"{answered} of the {self.need} acknowledgements needed; {self._reason}",
             answered=answered,
             asked=asked,

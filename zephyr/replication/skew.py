@@ -8,6 +8,7 @@ was another clock.
 
 from __future__ import annotations
 
+from math import inf
 from statistics import median_low
 
 from zephyr.model import Instant, NodeId
@@ -29,6 +30,8 @@ class Skew:
         self._differences: dict[NodeId, tuple[int, float]] = {}
         self._offset_ms = 0.0
         """Of the wall clock from the monotonic one, when the differences were heard."""
+        self._agreed_s = -inf
+        """When a peer's clock last agreed with this one."""
 
     @property
     def is_off(self) -> bool:
@@ -37,24 +40,32 @@ class Skew:
 
     def is_trusted(self, now: Instant) -> bool:
         """Whether a peer's clock has agreed with this one lately, and this one has not jumped since."""
-        return bool(self._differences) and not self.is_off and not self._jumped(now)
+        return now.monotonic_s - self._agreed_s < AGE_MAX_S and not self.is_off and not self._jumped(now)
 
     def heard(self, node_id: NodeId, unix_ms: int, now: Instant) -> None:
         """A peer's answer carried its clock."""
         if self._jumped(now):
-            self._differences = {}
+            self._forget()
         if not self._differences:
             self._offset_ms = now.unix_ms - now.monotonic_s * 1000
-        self._differences[node_id] = (unix_ms - now.unix_ms, now.monotonic_s)
+        difference_ms = unix_ms - now.unix_ms
+        self._differences[node_id] = (difference_ms, now.monotonic_s)
+        if -SKEW_MAX_MS <= difference_ms <= SKEW_MAX_MS:
+            self._agreed_s = now.monotonic_s
 
     def poll(self, now: Instant) -> None:
         """Compute the median anew, of what is fresh."""
         if not self._differences:
             return
         fresh = {node_id: item for node_id, item in self._differences.items() if now.monotonic_s - item[1] < AGE_MAX_S}
-        self._differences = {} if self._jumped(now) else fresh
+        self._differences = fresh
+        if self._jumped(now):
+            self._forget()
         differences = [ms for ms, _ in self._differences.values()]
         self.ms = median_low([0, *differences]) if len(differences) >= PEERS_MIN else 0
+
+    def _forget(self) -> None:
+        self._differences, self._agreed_s = {}, -inf
 
     def _jumped(self, now: Instant) -> bool:
         return abs(now.unix_ms - now.monotonic_s * 1000 - self._offset_ms) > SKEW_MAX_MS
