@@ -921,7 +921,8 @@ class Coordinator:
         if type(machine) is QuorumWrite:
             if outcome.failure is None:
                 self._hint(running, machine.missed())
-            if outcome.failure is Failure.UNKNOWN or (outcome.failure is None and not self._is_room_for_tail(running)):
+            is_partial = outcome.failure is Failure.UNKNOWN and machine.answered > 0
+            if is_partial or (outcome.failure is None and not self._is_room_for_tail(running)):
                 self._hint(running, machine.give_up())
                 self._release_calls(running)
         is_tail = running.call_ids and outcome.failure is None and self._is_room_for_tail(running)
