@@ -15,8 +15,8 @@ one whose outcome nobody knows. A node that is cut off and keeps an old table un
 right.
 
 *Divided.* Where a minority reaches etcd and the majority does not, both serve, each its own ring (docs/membership.md).
-While a majority of each of two rings uses it, the ring is not stable either, and a delete on one side tells nothing of
-the other.
+While somebody has a newer ring and a majority of an older one's members still uses that, the ring is not stable either,
+and a delete on one side tells nothing of the other.
 
 *Losses.* An acknowledged write stands while fewer replicas are lost than acknowledged it, before all is level again. A
 node loses what it has when it is killed or leaves the ring. When more are lost, a new *era* begins, and nothing from
@@ -237,9 +237,10 @@ def _small(history: History, replicas: int) -> list[tuple[float, float]]:
 
 
 def _divided(history: History) -> list[tuple[float, float]]:
-    """Return when two rings were each in use by a majority of their own members."""
+    """Return when somebody had another ring already, while a majority of one's members still used that."""
     spans = []
     seen: dict[NodeId, tuple[float, tuple[NodeId, ...]]] = {}
+    begun_s: dict[tuple[NodeId, ...], float] = {}
     since_s = earlier_s = inf
     for sample in history.samples:
         seen[sample.node] = (sample.at_s, sample.owners)
@@ -247,7 +248,9 @@ def _divided(history: History) -> list[tuple[float, float]]:
         for node, (at_s, owners) in seen.items():
             if node in owners and sample.at_s - at_s <= SAMPLE_GAP_MAX_S:
                 users[owners] += 1
-        is_divided = len(users) > 1 and sum(2 * count > len(owners) for owners, count in users.items()) > 1
+        begun_s = {owners: begun_s.get(owners, sample.at_s) for owners in users}
+        newest_s = max(begun_s.values(), default=inf)
+        is_divided = any(2 * count > len(owners) and begun_s[owners] < newest_s for owners, count in users.items())
         if is_divided and since_s == inf:
             since_s = min(earlier_s, sample.at_s)
         elif not is_divided and since_s != inf:

@@ -46,6 +46,8 @@ DELETED_KEYS = 5
 """Keys that are deleted, too."""
 FLEETING_KEYS = 2
 """Keys that are deleted, and written with a deadline half of the time."""
+SLOPPY_SHARE = 0.05
+"""Of writes."""
 SKEW_MAX_MS = 200
 """No clock is further off, but for one that is far ahead."""
 FAR_AHEAD_MS = (1_000, 60_000, 3_600_000)
@@ -145,7 +147,7 @@ class ClaimsRun(FaultyCluster):
         if rng.random() < 0.5:
             simulation.ask(process, node_id, ReadRequest(key, quorum), go_on)
             return
-        request = WriteRequest(key, None, quorum=quorum)
+        request = WriteRequest(key, None, quorum=quorum, is_sloppy=rng.random() < SLOPPY_SHARE)
         if key.startswith(b"plain") or rng.random() < 0.7:
             self._written += 1
             request.value = b"v%d" % self._written

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 from chaos.history import (
+    HINT_COUNTS,
     Death,
     Fault,
     History,
@@ -207,8 +209,10 @@ class RecordedSimulation(Simulation):
         self.at(self.now_s + SAMPLE_S, self._sample_all)
 
     def _sample(self, simulated: SimulatedNode) -> None:
-        view = simulated.node.view
-        self.history.add(Sample(simulated.node.settings.id, self.now_s, view.digest.hex(), view.owners))
+        node = simulated.node
+        hints: Any = getattr(node, "hints", None)
+        counts = () if hints is None else tuple(getattr(hints, name) for name in HINT_COUNTS)
+        self.history.add(Sample(node.settings.id, self.now_s, node.view.digest.hex(), node.view.owners, counts))
 
     def is_running(self, node_id: NodeId) -> bool:
         """Whether a node runs and does not stand still."""
