@@ -144,6 +144,10 @@ class Node:
         self._reclaiming: deque[int] = deque()
         self._must_drop_all = False
         """The others may have written without this node, so nothing that it keeps may be served."""
+        self._registered_epoch = 0
+        """Of this node's registration, as it was seen last."""
+        self._was_unsure = False
+        """Since then there was a moment at which nobody vouched for its view."""
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
         self._leave_asked = False
         self._stop_at_s = inf
@@ -358,7 +362,25 @@ class Node:
         effects = self.confirmation.update(
             self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner, is_etcds_word=is_etcds_word
         )
+        self._doubt_levels(self.etcd, now)
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
+
+    def _doubt_levels(self, etcd: EtcdMembership, now: Instant) -> None:
+        """Who registered anew, and was not sure of its view meanwhile, may have been out of the ring without seeing it.
+
+        The others then wrote without it. Where everybody's registration was lost, a majority vouched for each view.
+        """
+        is_sure = now.monotonic_s < self.confirmation.until_s
+        self._was_unsure = self._was_unsure or (self._is_owner and not is_sure)
+        epoch = etcd.member.epoch
+        if not (etcd.registered and etcd.reachable):
+            return
+        if epoch > self._registered_epoch:
+            if self._was_unsure and self._registered_epoch:
+                self.levels.begin_anew()
+            self._registered_epoch, self._was_unsure = epoch, False
+        elif is_sure:
+            self._was_unsure = False
 
     def _level(self, now: Instant) -> list[Effect]:
         """Fetch what this node should have as an owner, from the others that own it too."""
@@ -452,7 +474,7 @@ class Node:
             slots += 1
         if self._must_drop_all and not self._reclaiming:
             self._must_drop_all = False
-            self.levels.dropped_all()
+            self.levels.begin_anew()
 
     def _expire(self, now: Instant) -> None:
         """Remove expired entries, a slice at a time."""
