@@ -1,0 +1,71 @@
+/** Who owns a key, and what each of its replicas holds of it. */
+
+import { html, nothing } from "./vendor/lit-html.js";
+import { clock } from "./words.js";
+
+const STATES = { value: "has a value", tombstone: "has a deletion", absent: "has nothing", ghost: "had a value that expired or was evicted", unreachable: "cannot be asked" };
+
+export class KeyOwners {
+  #link;
+  #changed;
+  #key = null;
+  #owners = null;
+  #explanation = null;
+  #trouble = "";
+  #digest = "";
+
+  constructor(link, changed) {
+    this.#link = link;
+    this.#changed = changed;
+  }
+
+  show(known) {
+    if (this.#key !== null && this.#digest !== this.#link.views.ring.digest) void this.#ask(this.#key);
+    return html`
+      <section class="panel key">
+        <h2>Who owns this key?</h2>
+        <form @submit=${(event) => { event.preventDefault(); void this.#ask(new FormData(event.target).get("key")); }}>
+          <label for="key" class="spoken-only">Key</label>
+          <input id="key" name="key" type="text" required maxlength="1024" autocomplete="off" autocapitalize="off" spellcheck="false" placeholder="a key, as text">
+          <button type="submit">Ask</button>
+        </form>
+        <div class="answer" role="status">${this.#answer(known)}</div>
+      </section>`;
+  }
+
+  async #ask(key) {
+    const digest = this.#link.views.ring.digest;
+    if (key !== this.#key) this.#explanation = null;
+    this.#key = key;
+    this.#digest = digest;
+    try {
+      this.#owners = await this.#link.get(`/debug/ring?key=${encodeURIComponent(key)}`);
+      this.#trouble = "";
+      if (this.#owners.explain) this.#explanation = await this.#link.get(this.#owners.explain);
+    } catch (error) {
+      this.#trouble = error.message;
+    }
+    this.#changed();
+  }
+
+  #answer(known) {
+    if (this.#trouble) return html`<p class="reason">${this.#trouble}</p>`;
+    if (this.#owners === null) return html`<p class="quiet">The slot of a key is CRC16 of its bytes, as Redis Cluster has it; a <code>{tag}</code> counts alone.</p>`;
+    const { slot, owners } = this.#owners;
+    const replicas = new Map((this.#explanation?.replicas ?? []).map((replica) => [replica.node, replica]));
+    const others = [...replicas.keys()].filter((id) => !owners.includes(id));
+    return html`
+      <p><code class="asked">${this.#key}</code> is in slot <b>${slot}</b>${owners.length ? ", which belongs to" : ", which nobody owns"}</p>
+      <ol class="owners">
+        ${owners.map((id) => html`<li><span class="swatch ${known.colourOf(id)}" aria-hidden="true"></span><b>${id}</b>${this.#held(replicas.get(id))}</li>`)}
+      </ol>
+      ${others.length ? html`<p class="quiet">and besides</p><ul class="owners">${others.map((id) => html`<li><span class="swatch ${known.colourOf(id)}" aria-hidden="true"></span><b>${id}</b>${this.#held(replicas.get(id))}</li>`)}</ul>` : nothing}`;
+  }
+
+  #held(replica) {
+    if (!replica) return nothing;
+    const expires = replica.expires_unix_ms ? `, until ${clock(replica.expires_unix_ms)}` : "";
+    const hinted = replica.hinted?.length ? `; keeps it for ${replica.hinted.join(", ")}` : "";
+    return html` <span class="quiet">${STATES[replica.state] ?? replica.state}${expires}${hinted}</span>${replica.version ? html` <code class="version">${replica.version}</code>` : nothing}`;
+  }
+}
