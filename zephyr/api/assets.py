@@ -34,7 +34,6 @@ POLICY = (
 _LOCKS: tuple[Header, ...] = (
     (b"Cache-Control", b"no-cache"),
     (b"Content-Security-Policy", POLICY),
-    (b"Cross-Origin-Opener-Policy", b"same-origin"),
     (b"Cross-Origin-Resource-Policy", b"same-origin"),
     (b"Referrer-Policy", b"no-referrer"),
     (b"X-Content-Type-Options", b"nosniff"),

@@ -29,7 +29,7 @@ function facts({ link }) {
   const rings = new Set(answered.map((node) => node.views.ring.digest).filter(Boolean));
   const etcd = { connected: "connected", relayed: "through a peer", unreachable: "cannot be reached", off: "none is configured" }[views.etcd.state] ?? views.etcd.state;
   const lease = views.etcd.lease_ttl_s === null ? nothing : html` <span class="quiet">lease of ${views.node} for ${duration(views.etcd.lease_ttl_s)} more</span>`;
-  const notAsked = link.gathered?.not_asked?.length ? html` <span class="quiet">${link.gathered.not_asked.length} were not asked</span>` : nothing;
+  const notAsked = link.gathered?.not_asked?.length ? html`<span class="quiet">; ${link.gathered.not_asked.length} were not asked</span>` : nothing;
   return html`
     <dl class="facts">
       <div class="leads"><dt>Leads</dt><dd><b>${views.authority}</b> <span class="quiet">for ${duration(views.authority_since_s)}: ${leads(views)}</span></dd></div>

@@ -17,6 +17,8 @@ import { verdict } from "./words.js";
 
 /** Ages and the timeline move although nothing happens. */
 const TICK_MS = 1000;
+/** Members for whom the matrix has room beside the ring. */
+const BESIDE_MEMBERS_MAX = 8;
 /** Colours of members; beyond so many they are used again, and the names tell. */
 const COLOURS = 12;
 
@@ -72,7 +74,7 @@ function page(said, known) {
     <div class="top-holder"></div>
     <main id="main">
       ${banner(said, known)}
-      <div class="columns">
+      <div class="columns ${link.views.members.length > BESIDE_MEMBERS_MAX ? "stacked" : ""}">
         ${matrix(known)}
         ${ring(known)}
       </div>

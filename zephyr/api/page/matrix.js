@@ -4,7 +4,7 @@ import { html, nothing } from "./vendor/lit-html.js";
 import { ETCD, GONE_SHOWN_S, GOSSIP, NOTHING, duration, etcdState, isGone, observers, sortedIds } from "./words.js";
 
 /** Beyond so many members, cells have no room for how long it has been so. */
-const AGES_MEMBERS_MAX = 12;
+const AGES_MEMBERS_MAX = 16;
 
 export function matrix(known) {
   const { link, chosen } = known;
@@ -25,7 +25,7 @@ export function matrix(known) {
           <thead>
             <tr>
               <td></td>
-              ${subjects.map((id) => html`<th scope="col"><span class="swatch ${known.colourOf(id)}" aria-hidden="true"></span>${id}</th>`)}
+              ${subjects.map((id) => html`<th scope="col"><span class="swatch ${known.colourOf(id)}" aria-hidden="true"></span><span class="id">${id}</span></th>`)}
               <th scope="col" class="aside">leads</th>
               <th scope="col" class="aside">ring</th>
             </tr>

@@ -9,6 +9,7 @@ const CENTRE = 120;
 const BANDS = { replicas: [62, 84], primaries: [88, 116] };
 /** The gap between two arcs, in turns. */
 const GAP = 0.0025;
+const NAME_CHARACTERS_MAX = 6;
 /** An arc that is thinner than this has no room for a name. */
 const NAMED_SHARE_MIN = 0.035;
 
@@ -20,12 +21,13 @@ export function ring(known) {
   const order = sortedIds(document.owners.map((owner) => owner.id));
   const owners = order.map((id) => document.owners.find((owner) => owner.id === id));
   const copies = owners.reduce((sum, owner) => sum + owner.replica_share, 0);
+  const dead = new Set(link.views.members.filter((row) => ["dead", "left"].includes(row.gossip.state)).map((row) => row.id));
   const moving = owners.filter((owner) => infos.get(owner.id)?.slots_pending > 0);
   return html`
     <section class="panel ring">
       <h2>The ring</h2>
       <div class="ring-body">
-        ${picture(owners, copies, infos, known)}
+        ${picture(owners, copies, infos, dead, known)}
         <div class="scroll" tabindex="0" role="group" aria-label="Shares of the ring">
           <table class="shares">
             <thead><tr><th scope="col">owner</th><th scope="col" class="number">first copies</th><th scope="col" class="number">all copies</th><th scope="col" class="number">to fetch</th></tr></thead>
@@ -46,7 +48,7 @@ export function ring(known) {
 }
 
 function pending(info) {
-  return info && Number.isFinite(info.slots_pending) ? (info.slots_pending ? `${count(info.slots_pending)} slots` : "–") : "?";
+  return info && Number.isFinite(info.slots_pending) ? (info.slots_pending ? count(info.slots_pending) : "–") : "?";
 }
 
 function moves(document, moving, infos) {
@@ -56,18 +58,19 @@ function moves(document, moving, infos) {
   return `${joining}${listed(moving.map((owner) => owner.id))} still ${moving.length > 1 ? "fetch" : "fetches"} ${count(slots)} slots from the other owners.`;
 }
 
-function picture(owners, copies, infos, known) {
+function picture(owners, copies, infos, dead, known) {
   const arcs = [];
   let first = 0;
   let all = 0;
   for (const owner of owners) {
     const colour = known.colourOf(owner.id);
     const share = owner.replica_share / (copies || 1);
-    arcs.push(svg`<path class="arc ${colour}" d=${band(BANDS.primaries, first, first + owner.share)}><title>${owner.id}: ${percent(owner.share)} of the first copies</title></path>`);
-    arcs.push(svg`<path class="arc copies ${colour}" d=${band(BANDS.replicas, all, all + share)}><title>${owner.id}: ${percent(owner.replica_share)} of the slots in one copy or another</title></path>`);
+    const isDead = dead.has(owner.id) ? "of-the-dead" : "";
+    arcs.push(svg`<path class="arc ${colour} ${isDead}" d=${band(BANDS.primaries, first, first + owner.share)}><title>${owner.id}: ${percent(owner.share)} of the first copies</title></path>`);
+    arcs.push(svg`<path class="arc copies ${colour} ${isDead}" d=${band(BANDS.replicas, all, all + share)}><title>${owner.id}: ${percent(owner.replica_share)} of the slots in one copy or another</title></path>`);
     const fetching = Math.min(share, ((infos.get(owner.id)?.slots_pending ?? 0) / SLOTS) / (copies || 1));
     if (fetching > 0) arcs.push(svg`<path class="fetching" d=${band(BANDS.replicas, all + share - fetching, all + share)}><title>${owner.id}: still to be fetched</title></path>`);
-    if (owner.share >= NAMED_SHARE_MIN) arcs.push(name(owner.id, first + owner.share / 2));
+    if (owner.share >= NAMED_SHARE_MIN) arcs.push(name(owner.id, isDead, first + owner.share / 2));
     first += owner.share;
     all += share;
   }
@@ -81,9 +84,13 @@ function picture(owners, copies, infos, known) {
     </svg>`;
 }
 
-function name(id, turn) {
+function short(id) {
+  return id.length > NAME_CHARACTERS_MAX ? `${id.slice(0, NAME_CHARACTERS_MAX - 1)}…` : id;
+}
+
+function name(id, isDead, turn) {
   const [x, y] = point((BANDS.primaries[0] + BANDS.primaries[1]) / 2, turn);
-  return svg`<text class="arc-name" x=${x} y=${y + 3.5}>${id.length > 5 ? `${id.slice(0, 4)}…` : id}</text>`;
+  return svg`<text class="arc-name ${isDead}" x=${x} y=${y + 3.5}>${isDead ? "✕ " : ""}${short(id)}</text>`;
 }
 
 /** The outline of a part of a band between two turns, clockwise from the top. */

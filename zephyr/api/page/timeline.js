@@ -165,7 +165,7 @@ function mark(group, { label, words, level, leftPx, atPx, yPx, lengthPx }, known
   if (entry.kind !== "member-dead") return svg`<g class="event ${level}">${shape}</g>`;
   const open = () => known.openCertificate(entry.member);
   const press = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } };
-  return svg`<g class="event opens ${level}" role="button" tabindex="0" aria-label="${entry.member} declared dead at ${clock(entry.at_unix_ms)}: show its death certificate" @click=${open} @keydown=${press}>${shape}</g>`;
+  return svg`<g class="event opens ${level}" role="button" tabindex="0" aria-label="${label}: declared dead at ${clock(entry.at_unix_ms)}, show its death certificate" @click=${open} @keydown=${press}>${shape}</g>`;
 }
 
 /** Lines across both lanes. What follows so closely that its name has no room is named together with what it follows. */
@@ -189,7 +189,7 @@ function nameOf(group) {
   const others = group.filter((entry) => !entry.after && entry !== held && entry !== ended).map((entry) => eventWords(entry.kind).words);
   return [
     held && ended ? `held for ${duration((ended.at_unix_ms - held.at_unix_ms) / 1000)}` : held ? "the last ring is held" : ended ? "the hold ended" : "",
-    changes.length ? `ring ${ringChange(changes[0].before, changes.at(-1).after)}` : "",
+    changes.length ? `ring: ${ringChange(changes[0].before, changes.at(-1).after)}` : "",
     ...new Set(others),
   ].filter(Boolean).join(", ");
 }

@@ -293,7 +293,7 @@ export function withoutAges(text) {
 
 /** Who came and who went between two lists of owners; `before` is null where nobody remembers it. */
 export function ringChange(before, after) {
-  if (before === null) return `of ${after.length}`;
+  if (before === null) return `${after.length} ${after.length === 1 ? "owner" : "owners"}`;
   const came = after.filter((id) => !before.includes(id));
   const went = before.filter((id) => !after.includes(id));
   const signs = [...sortedIds(went).map((id) => `−${id}`), ...sortedIds(came).map((id) => `+${id}`)];
