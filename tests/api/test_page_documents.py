@@ -291,10 +291,12 @@ async def test_whatever_a_peer_leaves_out_the_page_stands(show):
 
 async def test_text_from_outside_stays_text(show):
     bad = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
+    kinds = {"member-dead": "gossip", bad: "etcd", "ring-changed": "ring", "authority": "authority"}
+    at_unix_ms = time.time_ns() // 1_000_000
     events = tuple(
-        {"at_unix_ms": time.time_ns() // 1_000_000, "kind": kind, "member": bad, "source": source, "detail": bad}
-        for kind, source in (("member-dead", "gossip"), (bad, "etcd"), ("ring-changed", "ring"), ("authority", "authority"))
-    )  # fmt: skip
+        {"at_unix_ms": at_unix_ms, "kind": kind, "member": bad, "source": source, "detail": bad}
+        for kind, source in kinds.items()
+    )
     own = views("n1", member("n1", verdict=bad, reason=bad), *THREE[1:], cluster=bad)
     document = cluster(answer(own), silence("n2", bad), answer(views("n3", *THREE, authority=bad)))
     backend = Backend(document, events)

@@ -20,6 +20,11 @@ NAMED_MAX_S = 1.5
 """From the end of a process until the page names it: the promise."""
 DEADLINE_S = 60.0
 """For whatever else is awaited here: far above what it takes."""
+PICTURES_FOLDER = os.environ.get("ZEPHYRCACHE_PICTURES")
+"""Where the pictures of docs/images go, when they are to be taken; the cluster has run for a while then."""
+PICTURES = ((390, 844), (1280, 1000))
+"""Sizes of a screen."""
+PICTURES_AFTER_S = 32.0
 TAB_STOPS_MAX = 60
 """More than there are."""
 
@@ -77,8 +82,28 @@ async def has_visible_focus(page: Any) -> bool:
     )
 
 
-async def test_a_killed_node_is_named_known_to_all_evicted_and_then_all_agree(start_cluster, new_page, figure):
-    cluster = await start_cluster(5)
+async def take_pictures(page: Any, name: str) -> None:
+    """Take those of docs/images, where that is asked for."""
+    if PICTURES_FOLDER is None:
+        return
+    for width, height in PICTURES:
+        await page.set_viewport_size({"width": width, "height": height})
+        for scheme in ("dark", "light"):
+            await page.emulate_media(color_scheme=scheme)
+            await asyncio.sleep(0.2)  # The timeline is drawn anew at its new width.
+            await page.screenshot(path=f"{PICTURES_FOLDER}/{name}-{width}-{scheme}.png")
+    await page.set_viewport_size({"width": 1280, "height": 900})
+
+
+async def test_a_killed_node_is_named_known_to_all_evicted_and_then_all_agree(
+    start_cluster, new_page, figure, under_load
+):
+    cluster = await start_cluster(5, *(("--cluster", "demo") if PICTURES_FOLDER else ()))
+    survivors = [node for node in cluster.nodes if node.id != "n4"]
+    await under_load(cluster, survivors, lambda: see_it_die(cluster, new_page, figure))
+
+
+async def see_it_die(cluster, new_page, figure) -> None:
     page, seen = await show(new_page, cluster.nodes[0])
     small, seen_small = await show(new_page, cluster.nodes[1], width=390, height=844, is_dark=True)
     await expect(verdict(page)).to_contain_text("All is well: 5 members, one ring.")
@@ -88,6 +113,8 @@ async def test_a_killed_node_is_named_known_to_all_evicted_and_then_all_agree(st
             await expect(cell(page, observer, subject)).to_have_text(re.compile("alive"))
         await expect(cell(page, "etcd", subject)).to_have_text(re.compile("registered"))
 
+    if PICTURES_FOLDER:
+        await asyncio.sleep(PICTURES_AFTER_S)
     began_s = time.monotonic()
     cluster.nodes[3].kill()
     await verdict(page).get_by_text("n4", exact=True).wait_for(timeout=DEADLINE_S * 1000)
@@ -106,6 +133,7 @@ async def test_a_killed_node_is_named_known_to_all_evicted_and_then_all_agree(st
     await expect(page.locator("#spoken")).to_contain_text("n4: gossip says dead, etcd still holds its lease")
     await expect(page.locator(".facts")).to_contain_text("4 of 5 not n4")
     assert "!!" in await page.title()
+    await take_pictures(page, "debug-kill")
 
     await expect(verdict(page)).to_contain_text("All is well: 4 members, one ring.")
     figure("all agree again", time.monotonic() - began_s)
@@ -114,7 +142,7 @@ async def test_a_killed_node_is_named_known_to_all_evicted_and_then_all_agree(st
     await expect(cell(page, "ring", 4)).to_have_text(re.compile("not in the ring"))
     await expect(page.locator(".ring .shares tbody tr")).to_have_count(4)
     told = await happened(page)
-    order = [told.index(what) for what in ("n4 declared dead", "n4 registration gone", "ring changed: −n4")]
+    order = [told.index(what) for what in ("n4 declared dead", "n4 registration gone", "ring changed: \u2212n4")]
     assert order == sorted(order), told
     death = await page.locator(".event.opens .moment").bounding_box()
     change = await page.locator(".ring-change line").last.bounding_box()
@@ -124,8 +152,10 @@ async def test_a_killed_node_is_named_known_to_all_evicted_and_then_all_agree(st
     dialog = page.get_by_role("dialog", name="Death certificate of n4")
     await expect(dialog).to_contain_text("Its process ended.")
     await expect(dialog).to_contain_text("Its end was seen by")
+    await take_pictures(page, "debug-certificate")
     await dialog.get_by_role("button", name="Close").click()
     await expect(dialog).to_be_hidden()
+    await take_pictures(page, "debug-after")
     await walk(page)
 
     assert is_of(cluster.nodes[0], seen)

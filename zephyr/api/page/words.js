@@ -333,8 +333,8 @@ export function explained(document) {
     `${first ?? "Somebody"} suspected it ${duration(lastedS)} before, ${others.length ? `and ${listed(others)} confirmed that` : "and nobody else had to confirm that"}.`,
   ];
   if (document.exit.observers.length) {
-    const signs = [[document.exit.refused, "refused a connection"], [document.exit.udp_silent, "silent by UDP"]].filter(([seen]) => seen).map(([, words]) => words);
-    lines.push(`Its end was seen by ${listed(document.exit.observers)}${signs.length ? `; ${document.accuser} itself found it ${signs.join(" and ")}` : ""}.`);
+    const signs = [[document.exit.refused, "a connection refused"], [document.exit.udp_silent, "no answer by UDP"]].filter(([seen]) => seen).map(([, words]) => words);
+    lines.push(`Its end was seen by ${listed(document.exit.observers)}${signs.length ? `; ${document.accuser} itself had ${signs.join(" and ")}` : ""}.`);
   }
   if (document.exit.timeout_s !== null) lines.push(`That cut its time to refute to ${duration(document.exit.timeout_s)}.`);
   if (suspicion.own_pause_s) lines.push(`${document.accuser} itself did not run for ${duration(suspicion.own_pause_s)} of that time.`);
