@@ -5,6 +5,8 @@ import { ETCD, GONE_SHOWN_S, GOSSIP, NOTHING, duration, etcdState, isGone, obser
 
 /** Beyond so many members, cells have no room for how long it has been so. */
 const AGES_MEMBERS_MAX = 16;
+/** Names that are longer together stand upright above their columns. */
+const HEAD_CHARACTERS_MAX = 40;
 
 export function matrix(known) {
   const { link, chosen } = known;
@@ -20,7 +22,7 @@ export function matrix(known) {
     <section class="panel matrix">
       <h2 id="matrix-title">Who believes what of whom</h2>
       <div class="scroll" tabindex="0" role="group" aria-labelledby="matrix-title">
-        <table class=${withAges ? "roomy" : "dense"}>
+        <table class="${withAges ? "roomy" : "dense"} ${isTight(subjects) ? "upright" : ""}">
           <caption class="spoken-only">Each row is one observer, each column one member. The cell is what the observer's gossip says of the member; the last two rows are what etcd says and who is in the ring.</caption>
           <thead>
             <tr>
@@ -50,6 +52,10 @@ export function matrix(known) {
       ${legend()}
       ${old.length ? html`<p><button type="button" class="plain" @click=${toggle}>${chosen.areGoneShown ? "Hide" : "Show"} ${old.length} that ${old.length > 1 ? "have" : "has"} been gone for long</button></p>` : nothing}
     </section>`;
+}
+
+function isTight(ids) {
+  return ids.length * Math.max(0, ...ids.map((id) => id.length)) > HEAD_CHARACTERS_MAX;
 }
 
 function observerRow(node, subjects, views, withAges) {

@@ -9,7 +9,8 @@ const CENTRE = 120;
 const BANDS = { replicas: [62, 84], primaries: [88, 116] };
 /** The gap between two arcs, in turns. */
 const GAP = 0.0025;
-const NAME_CHARACTERS_MAX = 6;
+/** A longer name stands in the table alone, beside its colour. */
+const NAME_CHARACTERS_MAX = 5;
 /** An arc that is thinner than this has no room for a name. */
 const NAMED_SHARE_MIN = 0.035;
 
@@ -84,13 +85,9 @@ function picture(owners, copies, infos, dead, known) {
     </svg>`;
 }
 
-function short(id) {
-  return id.length > NAME_CHARACTERS_MAX ? `${id.slice(0, NAME_CHARACTERS_MAX - 1)}…` : id;
-}
-
 function name(id, isDead, turn) {
   const [x, y] = point((BANDS.primaries[0] + BANDS.primaries[1]) / 2, turn);
-  return svg`<text class="arc-name ${isDead}" x=${x} y=${y + 3.5}>${isDead ? "✕ " : ""}${short(id)}</text>`;
+  return svg`<text class="arc-name ${isDead}" x=${x} y=${y + 3.5}>${isDead ? "✕ " : ""}${id.length <= NAME_CHARACTERS_MAX ? id : ""}</text>`;
 }
 
 /** The outline of a part of a band between two turns, clockwise from the top. */
