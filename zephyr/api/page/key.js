@@ -1,9 +1,20 @@
 /** Who owns a key, and what each of its replicas holds of it. */
 
 import { html, nothing } from "./vendor/lit-html.js";
+import { named, quiet } from "./parts.js";
 import { clock } from "./words.js";
 
-const STATES = { value: "has a value", tombstone: "has a deletion", absent: "has nothing", ghost: "had a value that expired or was evicted", unreachable: "cannot be asked" };
+const STATES = {
+  value: "has a value",
+  tombstone: "has a deletion",
+  absent: "has nothing",
+  ghost: "had a value that expired or was evicted",
+  unreachable: "cannot be asked",
+};
+
+const HOW = html`<p class="quiet">
+  The slot of a key is CRC16 of its bytes, as Redis Cluster has it; a <code>{tag}</code> counts alone.
+</p>`;
 
 export class KeyOwners {
   #link;
@@ -21,16 +32,19 @@ export class KeyOwners {
 
   show(known) {
     if (this.#key !== null && this.#digest !== this.#link.views.ring.digest) void this.#ask(this.#key);
-    return html`
-      <section class="panel key">
-        <h2>Who owns this key?</h2>
-        <form @submit=${(event) => { event.preventDefault(); void this.#ask(new FormData(event.target).get("key")); }}>
-          <label for="key" class="spoken-only">Key</label>
-          <input id="key" name="key" type="text" required maxlength="1024" autocomplete="off" autocapitalize="off" spellcheck="false" placeholder="a key, as text">
-          <button type="submit">Ask</button>
-        </form>
-        <div class="answer" role="status">${this.#answer(known)}</div>
-      </section>`;
+    const ask = (event) => {
+      event.preventDefault();
+      void this.#ask(new FormData(event.target).get("key"));
+    };
+    return html`<section class="panel key">
+      <h2>Who owns this key?</h2>
+      <form @submit=${ask} autocomplete="off" spellcheck="false">
+        <label for="key" class="spoken-only">Key</label>
+        <input id="key" name="key" type="text" required maxlength="1024" autocapitalize="off" placeholder="a key" />
+        <button type="submit">Ask</button>
+      </form>
+      <div class="answer" role="status">${this.#answer(known)}</div>
+    </section>`;
   }
 
   async #ask(key) {
@@ -50,22 +64,30 @@ export class KeyOwners {
 
   #answer(known) {
     if (this.#trouble) return html`<p class="reason">${this.#trouble}</p>`;
-    if (this.#owners === null) return html`<p class="quiet">The slot of a key is CRC16 of its bytes, as Redis Cluster has it; a <code>{tag}</code> counts alone.</p>`;
+    if (this.#owners === null) return HOW;
     const { slot, owners } = this.#owners;
     const replicas = new Map((this.#explanation?.replicas ?? []).map((replica) => [replica.node, replica]));
     const others = [...replicas.keys()].filter((id) => !owners.includes(id));
-    return html`
-      <p><code class="asked">${this.#key}</code> is in slot <b>${slot}</b>${owners.length ? ", which belongs to" : ", which nobody owns"}</p>
+    const holder = (id) => html`<li>${named(id, known)}${held(replicas.get(id))}</li>`;
+    const besides = html`<p class="quiet">and besides</p>
+      <ul class="owners">
+        ${others.map(holder)}
+      </ul>`;
+    return html`<p>
+        <code class="asked">${this.#key}</code> is in slot
+        <b>${slot}</b>, which ${owners.length ? "belongs to" : "nobody owns"}
+      </p>
       <ol class="owners">
-        ${owners.map((id) => html`<li><span class="swatch ${known.colourOf(id)}" aria-hidden="true"></span><b>${id}</b>${this.#held(replicas.get(id))}</li>`)}
+        ${owners.map(holder)}
       </ol>
-      ${others.length ? html`<p class="quiet">and besides</p><ul class="owners">${others.map((id) => html`<li><span class="swatch ${known.colourOf(id)}" aria-hidden="true"></span><b>${id}</b>${this.#held(replicas.get(id))}</li>`)}</ul>` : nothing}`;
+      ${others.length ? besides : nothing}`;
   }
+}
 
-  #held(replica) {
-    if (!replica) return nothing;
-    const expires = replica.expires_unix_ms ? `, until ${clock(replica.expires_unix_ms)}` : "";
-    const hinted = replica.hinted?.length ? `; keeps it for ${replica.hinted.join(", ")}` : "";
-    return html` <span class="quiet">${STATES[replica.state] ?? replica.state}${expires}${hinted}</span>${replica.version ? html` <code class="version">${replica.version}</code>` : nothing}`;
-  }
+function held(replica) {
+  if (!replica) return nothing;
+  const expires = replica.expires_unix_ms ? `, until ${clock(replica.expires_unix_ms)}` : "";
+  const hinted = replica.hinted?.length ? `; keeps it for ${replica.hinted.join(", ")}` : "";
+  const version = replica.version ? html` <code class="version">${replica.version}</code>` : nothing;
+  return html` ${quiet(`${STATES[replica.state] ?? replica.state}${expires}${hinted}`)}${version}`;
 }

@@ -7,6 +7,10 @@
 
 /** From one look at the cluster to the next. */
 const LOOK_MS = 1000;
+/** While things happen: as often as the node asks the others. */
+const BUSY_LOOK_MS = 500;
+/** How long things happen after an event. */
+const BUSY_MS = 8000;
 /** Between two of them, however much happens. */
 const PAUSE_MS_MIN = 50;
 /** Longest wait for an answer: the node itself gives the others a second. */
@@ -35,9 +39,13 @@ export class Link {
   #changed;
   #viewsAtMs = 0;
   #lostSinceMs = null;
+  #happenedMs = -Infinity;
   #stop = null;
   /** Of the look and of the gathering: whether it is wanted at once, and what ends its pause. */
-  #soon = [{ isAsked: false, wake: () => {} }, { isAsked: false, wake: () => {} }];
+  #soon = [
+    { isAsked: false, wake: () => {} },
+    { isAsked: false, wake: () => {} },
+  ];
 
   /** @param {() => void} changed called whenever something is known anew */
   constructor(changed) {
@@ -73,7 +81,8 @@ export class Link {
   async get(path) {
     const response = await fetch(path, { signal: AbortSignal.timeout(ANSWER_MS_MAX), cache: "no-store" });
     const document = await response.json();
-    if (!response.ok) throw Object.assign(new Error(document.detail ?? `status ${response.status}`), { status: response.status });
+    if (!response.ok)
+      throw Object.assign(new Error(document.detail ?? `status ${response.status}`), { status: response.status });
     return document;
   }
 
@@ -107,16 +116,24 @@ export class Link {
       await work();
       if (signal.aborted) return;
       this.#changed();
-      const pauseMs = Math.max(PAUSE_MS_MIN, LOOK_MS - (performance.now() - beganMs));
+      const pauseMs = Math.max(PAUSE_MS_MIN, this.#lookMs - (performance.now() - beganMs));
       await new Promise((resolve) => {
         const timer = setTimeout(resolve, soon.isAsked ? PAUSE_MS_MIN : pauseMs);
-        soon.wake = () => { clearTimeout(timer); setTimeout(resolve, PAUSE_MS_MIN); };
+        soon.wake = () => {
+          clearTimeout(timer);
+          setTimeout(resolve, PAUSE_MS_MIN);
+        };
       });
       soon.isAsked = false;
     }
   }
 
+  get #lookMs() {
+    return performance.now() - this.#happenedMs < BUSY_MS ? BUSY_LOOK_MS : LOOK_MS;
+  }
+
   #hurry() {
+    this.#happenedMs = performance.now();
     for (const soon of this.#soon) {
       soon.isAsked = true;
       soon.wake();
@@ -157,7 +174,11 @@ export class Link {
     const giveUp = new AbortController();
     let watchdog = setTimeout(() => giveUp.abort(), ANSWER_MS_MAX);
     try {
-      const response = await fetch("/debug/events", { headers: { "Last-Event-ID": String(last) }, cache: "no-store", signal: AbortSignal.any([signal, giveUp.signal]) });
+      const response = await fetch("/debug/events", {
+        headers: { "Last-Event-ID": String(last) },
+        cache: "no-store",
+        signal: AbortSignal.any([signal, giveUp.signal]),
+      });
       if (!response.ok) throw new Error(`status ${response.status}`);
       this.isFollowing = true;
       this.#changed();
@@ -175,7 +196,12 @@ export class Link {
   }
 
   #takeBlock(block) {
-    const fields = new Map(block.split("\n").filter((line) => !line.startsWith(":")).map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
+    const fields = new Map(
+      block
+        .split("\n")
+        .filter((line) => !line.startsWith(":"))
+        .map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]),
+    );
     if (!fields.has("data")) return;
     const document = JSON.parse(fields.get("data"));
     if (fields.get("event") === "overflow") this.lostEvents += document.lost;

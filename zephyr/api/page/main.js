@@ -11,6 +11,7 @@ import { figures } from "./figures.js";
 import { KeyOwners } from "./key.js";
 import { Link } from "./link.js";
 import { matrix } from "./matrix.js";
+import { quiet } from "./parts.js";
 import { ring } from "./ring.js";
 import { Timeline } from "./timeline.js";
 import { verdict } from "./words.js";
@@ -21,6 +22,7 @@ const TICK_MS = 1000;
 const BESIDE_MEMBERS_MAX = 8;
 /** Colours of members; beyond so many they are used again, and the names tell. */
 const COLOURS = 12;
+const TITLE_SIGNS = { calm: "", watch: "! ", alarm: "!! ", lost: "? " };
 
 const root = document.getElementById("page");
 root.replaceChildren();
@@ -45,7 +47,8 @@ function draw() {
   requestAnimationFrame(() => {
     isDrawAsked = false;
     if (link.views === null) {
-      render(html`<p class="starting">${link.trouble ? html`The node does not answer yet: ${link.trouble}.` : "Asking the node …"}</p>`, root);
+      const text = link.trouble ? `The node does not answer yet: ${link.trouble}.` : "Asking the node …";
+      render(html`<p class="starting">${text}</p>`, root);
       return;
     }
     if (chosen.isPaused) {
@@ -59,48 +62,55 @@ function draw() {
 
 function drawAll() {
   const said = verdict(link.views, link.gathered, link);
-  [...link.views.members].forEach((row) => colourOf(row.id));
+  link.views.members.forEach((row) => colourOf(row.id)); // In their order, whoever is drawn first.
   const known = { link, colourOf, chosen, draw, openCertificate: (id) => certificates.open(id) };
   render(page(said, known), root);
   render(header(), root.querySelector(".top-holder"));
   certificates.draw();
   timeline.observe(root.querySelector(".timeline-picture"));
-  document.title = `${{ calm: "", watch: "! ", alarm: "!! ", lost: "? " }[said.level]}${link.views.cluster} · ${link.views.node} · ZephyrCache`;
+  document.title = `${TITLE_SIGNS[said.level]}${link.views.cluster} · ${link.views.node} · ZephyrCache`;
   if (spoken.textContent !== said.spoken) spoken.textContent = said.spoken;
 }
 
 function page(said, known) {
-  return html`
-    <div class="top-holder"></div>
+  return html`<div class="top-holder"></div>
     <main id="main">
       ${banner(said, known)}
       <div class="columns ${link.views.members.length > BESIDE_MEMBERS_MAX ? "stacked" : ""}">
-        ${matrix(known)}
-        ${ring(known)}
+        ${matrix(known)} ${ring(known)}
       </div>
       ${timeline.show(known)}
-      <div class="columns figures-first">
-        ${figures(known)}
-        ${keyOwners.show(known)}
-      </div>
+      <div class="columns figures-first">${figures(known)} ${keyOwners.show(known)}</div>
     </main>
     <footer>
-      <p>The same as JSON: <a href="/debug/views">views</a>, <a href="/debug/cluster">cluster</a>, <a href="/debug/ring">ring</a>,
-      <a href="/debug/timeline">timeline</a>, <a href="/info">info</a>; <a href="/metrics">metrics</a> for Prometheus.</p>
+      <p>
+        The same as JSON: <a href="/debug/views">views</a>, <a href="/debug/cluster">cluster</a>,
+        <a href="/debug/ring">ring</a>, <a href="/debug/timeline">timeline</a>, <a href="/info">info</a>;
+        <a href="/metrics">metrics</a> for Prometheus.
+      </p>
     </footer>`;
 }
 
 function header() {
   const { views } = link;
-  const state = link.lostSinceS !== null ? ["lost", "no answer"] : link.isFollowing ? ["calm", "live"] : ["watch", "asking each second"];
   const self = link.gathered?.nodes.find((node) => node.id === views.node);
-  return html`
-    <header>
-      <h1><img src="/debug/page/icon.svg" alt="" width="22" height="22">ZephyrCache</h1>
-      <p class="seen">cluster <b>${views.cluster}</b>, as <b>${views.node}</b> sees it${self?.info ? html` <span class="quiet">· ${self.http} · ${self.info.version}</span>` : nothing}</p>
-      <p class="state ${state[0]}"><span class="dot" aria-hidden="true"></span>${chosen.isPaused ? "paused" : state[1]}</p>
-      <button type="button" aria-pressed=${chosen.isPaused ? "true" : "false"} @click=${togglePause}>${chosen.isPaused ? "Go on" : "Pause"}</button>
-    </header>`;
+  const [level, state] = linkState();
+  return html`<header>
+    <h1><img src="/debug/page/icon.svg" alt="" width="22" height="22" />ZephyrCache</h1>
+    <p class="seen">
+      cluster <b>${views.cluster}</b>, as <b>${views.node}</b> sees it
+      ${self?.info ? quiet(`· ${self.http} · ${self.info.version}`) : nothing}
+    </p>
+    <p class="state ${level}"><span class="dot" aria-hidden="true"></span>${chosen.isPaused ? "paused" : state}</p>
+    <button type="button" aria-pressed=${String(chosen.isPaused)} @click=${togglePause}>
+      ${chosen.isPaused ? "Go on" : "Pause"}
+    </button>
+  </header>`;
+}
+
+function linkState() {
+  if (link.lostSinceS !== null) return ["lost", "no answer"];
+  return link.isFollowing ? ["calm", "live"] : ["watch", "asking each second"];
 }
 
 function togglePause() {

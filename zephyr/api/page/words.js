@@ -11,6 +11,8 @@ const byName = new Intl.Collator("en", { numeric: true });
 
 /** Members named before the rest is only counted: a sentence is read, a list of fifty is not. */
 const NAMED_MAX = 6;
+/** The gravest first. */
+const LEVELS = ["lost", "alarm", "watch", "calm"];
 /** Lines of the banner; more would push everything else off the first screen. */
 const LINES_MAX = 6;
 /** Members named in a change of the ring. */
@@ -52,13 +54,13 @@ const EVENTS = {
   "member-dead": ["D", "declared dead"],
   "member-refuted": ["R", "refuted a suspicion"],
   "member-left": ["L", "left"],
-  "refuted": ["R", "refuted what was said of it"],
+  refuted: ["R", "refuted what was said of it"],
   "udp-blocked": ["B", "answers by TCP, not by UDP"],
   "name-conflict": ["N", "two processes have one name"],
   "user-event": ["U", "user event"],
   "seed-unresolved": ["?", "a seed's name leads nowhere"],
-  "registration": ["R", "registered"],
-  "registered": ["R", "registered itself"],
+  registration: ["R", "registered"],
+  registered: ["R", "registered itself"],
   "registration-gone": ["G", "registration gone"],
   "eviction-proposed": ["E", "eviction proposed"],
   "etcd-connected": ["C", "etcd reached"],
@@ -67,27 +69,43 @@ const EVENTS = {
   "etcd-wiped": ["0", "etcd was wiped"],
   "view-adopted": ["V", "a peer's word of etcd taken"],
   "lease-lost": ["–", "lease lost"],
-  "takeover": ["T", "took over from an earlier life"],
+  takeover: ["T", "took over from an earlier life"],
   "settings-differ": ["≠", "settings differ from the cluster's"],
   "unusable-key": ["?", "a registration that cannot be read"],
   "ring-changed": ["◯", "ring changed"],
-  "removed": ["–", "out of the ring, by gossip"],
-  "hold": ["H", "the last ring is held"],
+  removed: ["–", "out of the ring, by gossip"],
+  hold: ["H", "the last ring is held"],
   "hold-ended": ["h", "the hold ended"],
   "hold-released": ["h", "the hold was released"],
   "gossip-leads": ["g", "gossip leads"],
   "etcd-leads": ["e", "etcd leads again"],
   "provisional-ring": ["p", "provisional ring"],
-  "authority": ["a", "who leads"],
-  "level": ["=", "slots fetched"],
+  authority: ["a", "who leads"],
+  level: ["=", "slots fetched"],
   "peer-connected": ["+", "connection made"],
   "peer-disconnected": ["-", "connection ended"],
-  "overflow": ["…", "earlier entries are no longer kept"],
+  overflow: ["…", "earlier entries are no longer kept"],
 };
-const GRAVE = new Set(["member-dead", "registration-gone", "etcd-unreachable", "etcd-wiped", "lease-lost", "removed", "hold",
-  "name-conflict", "settings-differ", "unusable-key"]);
-const WATCHED = new Set(["member-suspected", "eviction-proposed", "gossip-leads", "udp-blocked", "etcd-watch-ended",
-  "provisional-ring"]);
+const GRAVE = new Set([
+  "member-dead",
+  "registration-gone",
+  "etcd-unreachable",
+  "etcd-wiped",
+  "lease-lost",
+  "removed",
+  "hold",
+  "name-conflict",
+  "settings-differ",
+  "unusable-key",
+]);
+const WATCHED = new Set([
+  "member-suspected",
+  "eviction-proposed",
+  "gossip-leads",
+  "udp-blocked",
+  "etcd-watch-ended",
+  "provisional-ring",
+]);
 
 /** A kind of event: its letter, what it means, how grave it is. Kinds of a later version have a letter of their own. */
 export function eventWords(kind) {
@@ -102,7 +120,8 @@ export function sortedIds(ids) {
 /** "n1", "n1 and n2", "n1, n2 and n3"; beyond a few, "n1, n2 and 7 more". */
 export function listed(ids) {
   const names = sortedIds(ids);
-  if (names.length > NAMED_MAX) return `${names.slice(0, NAMED_MAX - 1).join(", ")} and ${names.length - NAMED_MAX + 1} more`;
+  if (names.length > NAMED_MAX)
+    return `${names.slice(0, NAMED_MAX - 1).join(", ")} and ${names.length - NAMED_MAX + 1} more`;
   return names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
 }
 
@@ -122,14 +141,19 @@ export function size(bytes) {
   if (!Number.isFinite(bytes)) return "?";
   let value = bytes;
   for (const unit of ["B", "KiB", "MiB", "GiB", "TiB"]) {
-    if (value < 1000 || unit === "TiB") return unit === "B" || value >= 100 ? `${Math.round(value)} ${unit}` : `${value.toFixed(1)} ${unit}`;
+    if (value < 1000 || unit === "TiB")
+      return unit === "B" || value >= 100 ? `${Math.round(value)} ${unit}` : `${value.toFixed(1)} ${unit}`;
     value /= 1024;
   }
 }
 
 /** A count with thin spaces: "12 345". */
 export function count(number) {
-  return Number.isFinite(number) ? Math.round(number).toString().replace(/\B(?=(\d{3})+$)/g, "\u2009") : "?";
+  return Number.isFinite(number)
+    ? Math.round(number)
+        .toString()
+        .replace(/\B(?=(\d{3})+$)/g, "\u2009")
+    : "?";
 }
 
 export function percent(share) {
@@ -141,7 +165,8 @@ export function clock(unixMs) {
   if (!Number.isFinite(unixMs)) return "?";
   const at = new Date(unixMs);
   const two = (number) => String(number).padStart(2, "0");
-  return `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}.${String(at.getMilliseconds()).padStart(3, "0")}`;
+  const ms = String(at.getMilliseconds()).padStart(3, "0");
+  return `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}.${ms}`;
 }
 
 /** Whether a member is of the past: no witness and no ring has it. */
@@ -161,7 +186,8 @@ export function etcdState(row) {
  */
 export function observers(views, gathered) {
   const said = new Map((gathered?.nodes ?? []).map((node) => [node.id, node]));
-  if (!said.has(views.node)) said.set(views.node, { id: views.node, answered: true, reason: "", took_ms: 0, views, info: null });
+  if (!said.has(views.node))
+    said.set(views.node, { id: views.node, answered: true, reason: "", took_ms: 0, views, info: null });
   return sortedIds(said.keys()).map((id) => said.get(id));
 }
 
@@ -177,16 +203,28 @@ export function observers(views, gathered) {
 export function verdict(views, gathered, link) {
   const nodes = observers(views, gathered);
   const then = nodes.find((node) => node.id === views.node).views;
-  const lines = [];
-  if (link.lostSinceS !== null) {
-    lines.push({ level: "lost", subject: views.node, text: ` has not answered for ${duration(link.lostSinceS)}. What follows is what it said last; this page keeps asking.` });
-  }
-  lines.push(...leadLines(views), ...memberLines(views, then, nodes), ...observerLines(views, then, nodes));
-  const order = ["lost", "alarm", "watch", "calm"];
-  lines.sort((one, other) => order.indexOf(one.level) - order.indexOf(other.level));
+  const lines = [
+    ...lostLines(views, link),
+    ...leadLines(views),
+    ...memberLines(views, then, nodes),
+    ...silenceLines(views, nodes),
+    ...differenceLines(then, nodes),
+  ];
+  lines.sort((one, other) => LEVELS.indexOf(one.level) - LEVELS.indexOf(other.level));
   if (lines.length === 0) lines.push(calmLine(views, nodes));
-  const spoken = lines.slice(0, LINES_MAX).map((line) => withoutAges(line.subject + line.text)).join(" ");
-  return { level: lines[0].level, lines: lines.slice(0, LINES_MAX), more: Math.max(0, lines.length - LINES_MAX), spoken };
+  const told = lines.slice(0, LINES_MAX);
+  return {
+    level: told[0].level,
+    lines: told,
+    more: lines.length - told.length,
+    spoken: told.map((line) => withoutAges(line.subject + line.text)).join(" "),
+  };
+}
+
+function lostLines(views, link) {
+  if (link.lostSinceS === null) return [];
+  const text = ` has not answered for ${duration(link.lostSinceS)}. What follows is what it said last.`;
+  return [{ level: "lost", subject: views.node, text }];
 }
 
 function leadLines(views) {
@@ -194,13 +232,18 @@ function leadLines(views) {
   const level = views.authority === "none" ? "alarm" : "watch";
   const because = views.etcd.reason && views.etcd.state !== "connected" ? ` (${views.etcd.reason})` : "";
   const since = duration(views.authority_since_s);
-  const text = {
+  const cause =
+    views.etcd.state === "connected"
+      ? "etcd is back, and takes over when everybody has registered"
+      : "etcd cannot be reached by anyone heard, and the last ring stands";
+  const texts = {
     etcd: `etcd leads alone for ${since}: gossip hears too few members, or by TCP only`,
-    gossip: `Gossip leads for ${since}: ${views.etcd.state === "connected" ? "etcd is back, and takes over when everybody has registered" : "etcd cannot be reached by anyone heard, and the last ring stands"}`,
+    gossip: `Gossip leads for ${since}: ${cause}`,
     relayed: `${views.node} cannot reach etcd for ${since}: a peer passes on its word`,
     held: `The last ring is held for ${since}: etcd lost most registrations at once, and gossip hears those members`,
     none: `Nobody leads for ${since}: ${views.node} is alone, in a minority, or knows no ring yet`,
-  }[views.authority] ?? `${views.authority} leads for ${since}`;
+  };
+  const text = texts[views.authority] ?? `${views.authority} leads for ${since}`;
   return [{ level, subject: "", text: `${text}${because}.` }];
 }
 
@@ -213,63 +256,93 @@ export function leads(views) {
 function memberLines(views, then, nodes) {
   const lines = [];
   for (const row of views.members) {
-    const said = then.members.find((member) => member.id === row.id)?.gossip.state ?? "unknown";
-    const others = opinions(row.id, nodes);
-    const isSplit = others.size > 1 && !isGone(row);
+    const opinions = opinionsOn(row.id, nodes);
+    const isSplit = opinions.size > 1 && !isGone(row);
     if (!isSplit && (row.verdict === "agree" || isToldOfAll(row, views))) continue;
     const isGrave = row.in_ring && ["dead", "left"].includes(row.gossip.state);
-    const split = isSplit ? ` ${opinion([views.node], said)}; ${[...others].filter(([state]) => state !== said).map(([state, ids]) => opinion(ids, state)).join("; ")}.` : "";
-    const known = !isSplit && isGrave && (others.get(said)?.length ?? 0) > 1 && said === row.gossip.state ? ` All ${others.get(said).length} who answer say so.` : "";
-    const text = row.verdict === "agree" ? " the members do not agree." : ` ${sentence(row.reason)}`;
-    lines.push({ level: isGrave ? "alarm" : "watch", subject: row.id, text: `:${text}${split}${known}` });
+    const said = stateOf(row.id, then);
+    const what = row.verdict === "agree" ? "the members do not agree." : sentence(row.reason);
+    const who = isSplit ? ` ${bySide(opinions, views.node, said)}` : isGrave ? knownBy(opinions.get(said)) : "";
+    lines.push({ level: isGrave ? "alarm" : "watch", subject: row.id, text: `: ${what}${who}` });
   }
   return lines;
 }
 
 /** While the ring does not come from etcd, the same is true of every living member: one sentence says so already. */
 function isToldOfAll(row, views) {
-  return views.authority !== "both" && row.gossip.state === "alive" && ["unconfirmed", "held", "unregistered"].includes(row.verdict);
+  return (
+    views.authority !== "both" &&
+    row.gossip.state === "alive" &&
+    ["unconfirmed", "held", "unregistered"].includes(row.verdict)
+  );
 }
 
 function sentence(text) {
   return text.endsWith(".") ? text : `${text}.`;
 }
 
+function stateOf(id, views) {
+  return views.members.find((row) => row.id === id)?.gossip.state ?? "unknown";
+}
+
 /** What gossip says of one member -> who says so. */
-function opinions(id, nodes) {
-  const found = new Map();
-  for (const node of nodes) {
-    if (!node.answered || node.id === id) continue;
-    const state = node.views.members.find((row) => row.id === id)?.gossip.state ?? "unknown";
-    found.set(state, [...(found.get(state) ?? []), node.id]);
-  }
-  return found;
+function opinionsOn(id, nodes) {
+  const observing = nodes.filter((node) => node.answered && node.id !== id);
+  return grouped(observing, (node) => stateOf(id, node.views));
+}
+
+/** "n1 says dead; n2 and n3 say alive." */
+function bySide(opinions, here, said) {
+  const others = [...opinions].filter(([state]) => state !== said);
+  return `${[[said, [here]], ...others].map(([state, ids]) => opinion(ids, state)).join("; ")}.`;
 }
 
 function opinion(ids, state) {
   return `${listed(ids)} ${ids.length > 1 ? "say" : "says"} ${GOSSIP[state]?.word ?? state}`;
 }
 
-function observerLines(views, then, nodes) {
-  const lines = [];
-  const rows = new Map(views.members.map((row) => [row.id, row]));
+function knownBy(ids = []) {
+  return ids.length > 1 ? ` All ${ids.length} who answer say so.` : "";
+}
+
+function silenceLines(views, nodes) {
+  const dead = new Set(views.members.filter((row) => ["dead", "left"].includes(row.gossip.state)).map((row) => row.id));
   // That a dead member is silent is no news.
-  const silent = nodes.filter((node) => !node.answered && !["dead", "left"].includes(rows.get(node.id)?.gossip.state));
-  for (const [reason, ids] of grouped(silent, (node) => node.reason || "no reason is known")) {
-    lines.push({ level: "watch", subject: listed(ids), text: ` did not answer ${views.node}: ${reason}.` });
+  const silent = nodes.filter((node) => !node.answered && !dead.has(node.id));
+  return [...grouped(silent, (node) => node.reason || "no reason is known")].map(([reason, ids]) => {
+    return { level: "watch", subject: listed(ids), text: ` did not answer ${views.node}: ${reason}.` };
+  });
+}
+
+/** How others differ from this node in what they said at one moment. */
+function differenceLines(then, nodes) {
+  const others = nodes.filter((node) => node.answered && node.id !== then.node);
+  const lines = [];
+  const here = (then.ring.digest ?? "").slice(0, 8);
+  for (const [digest, ids] of grouped(others, (node) => (node.views.ring.digest ?? "").slice(0, 8))) {
+    const text = ` ${ids.length > 1 ? "have" : "has"} another ring (${digest}) than ${then.node} (${here}).`;
+    if (digest !== here) lines.push({ level: "watch", subject: listed(ids), text });
   }
-  const others = nodes.filter((node) => node.answered && node.id !== views.node);
-  for (const [digest, ids] of grouped(others.filter((node) => node.views.ring.digest !== then.ring.digest), (node) => node.views.ring.digest ?? "")) {
-    lines.push({ level: "watch", subject: listed(ids), text: ` ${ids.length > 1 ? "have" : "has"} another ring (${digest.slice(0, 8)}) than ${views.node} (${then.ring.digest.slice(0, 8)}).` });
-  }
-  for (const [authority, ids] of grouped(others.filter((node) => node.views.authority !== then.authority), (node) => node.views.authority ?? "nobody")) {
-    lines.push({ level: authority === "none" ? "alarm" : "watch", subject: listed(ids), text: ` ${ids.length > 1 ? "say" : "says"} that ${leaderWord(authority)}; ${views.node} says that ${leaderWord(then.authority)}.` });
+  for (const [authority, ids] of grouped(others, (node) => node.views.authority ?? "nobody")) {
+    const says = ` ${ids.length > 1 ? "say" : "says"} that ${leaderWord(authority)}`;
+    const text = `${says}; ${then.node} says that ${leaderWord(then.authority)}.`;
+    const level = authority === "none" ? "alarm" : "watch";
+    if (authority !== then.authority) lines.push({ level, subject: listed(ids), text });
   }
   return lines;
 }
 
 function leaderWord(authority) {
-  return { both: "etcd and gossip lead", etcd: "etcd leads alone", gossip: "gossip leads", relayed: "etcd leads, by way of a peer", held: "the last ring is held", none: "nobody leads" }[authority] ?? `${authority} leads`;
+  return (
+    {
+      both: "etcd and gossip lead",
+      etcd: "etcd leads alone",
+      gossip: "gossip leads",
+      relayed: "etcd leads, by way of a peer",
+      held: "the last ring is held",
+      none: "nobody leads",
+    }[authority] ?? `${authority} leads`
+  );
 }
 
 function grouped(nodes, keyOf) {
@@ -283,7 +356,11 @@ function calmLine(views, nodes) {
   const who = owners === 1 ? "1 member owns all data" : `${owners} members, one ring`;
   const said = nodes.filter((node) => node.answered).length;
   const witness = views.etcd.state === "off" ? "Gossip hears everybody." : "Etcd and gossip agree on every member.";
-  return { level: "calm", subject: "", text: `All is well: ${who}. ${witness}${said > 1 ? ` So say all ${said} nodes.` : ""}` };
+  return {
+    level: "calm",
+    subject: "",
+    text: `All is well: ${who}. ${witness}${said > 1 ? ` So say all ${said} nodes.` : ""}`,
+  };
 }
 
 /** A sentence without its durations: what is spoken again only when something else than time has changed. */
@@ -297,7 +374,8 @@ export function ringChange(before, after) {
   const came = after.filter((id) => !before.includes(id));
   const went = before.filter((id) => !after.includes(id));
   const signs = [...sortedIds(went).map((id) => `−${id}`), ...sortedIds(came).map((id) => `+${id}`)];
-  if (signs.length > CHANGED_MAX) return [went.length ? `−${went.length}` : "", came.length ? `+${came.length}` : ""].filter(Boolean).join(" ");
+  if (signs.length > CHANGED_MAX)
+    return [went.length ? `−${went.length}` : "", came.length ? `+${came.length}` : ""].filter(Boolean).join(" ");
   return signs.join(" ") || "of new lives";
 }
 
@@ -319,24 +397,28 @@ export function lastChange(events, nowUnixMs) {
   return agoS < CHANGE_TOLD_S && last.before !== null ? `${last.change}, ${duration(agoS)} ago` : "";
 }
 
-/** Why a member was declared dead, as sentences. A stub has one. */
+/** Why a member was declared dead, as sentences. A stub has two. */
 export function explained(document) {
-  const suspicion = document.suspicion;
+  const { accuser, accusers, exit, member, suspicion } = document;
   if (!suspicion) {
-    return [`${document.accuser} declared ${document.member} dead; this node heard of it at ${clock(document.declared_at_unix_ms)}.`,
-      `The certificate is kept by ${document.accuser}, which cannot be asked just now.`];
+    const heard = clock(document.declared_at_unix_ms);
+    return [
+      `${accuser} declared ${member} dead; this node heard of it at ${heard}.`,
+      `The certificate is kept by ${accuser}, which cannot be asked just now.`,
+    ];
   }
+  const [first, ...others] = accusers;
   const lastedS = (document.declared_at_unix_ms - document.suspected_at_unix_ms) / 1000;
-  const [first, ...others] = document.accusers;
+  const confirmed = others.length ? `${listed(others)} confirmed that` : "nobody else had to confirm that";
   const lines = [
     document.cause === "exit" ? "Its process ended." : "It did not answer.",
-    `${first ?? "Somebody"} suspected it ${duration(lastedS)} before, ${others.length ? `and ${listed(others)} confirmed that` : "and nobody else had to confirm that"}.`,
+    `${first ?? "Somebody"} suspected it ${duration(lastedS)} before, and ${confirmed}.`,
   ];
-  if (document.exit.observers.length) {
-    const signs = [[document.exit.refused, "a connection refused"], [document.exit.udp_silent, "no answer by UDP"]].filter(([seen]) => seen).map(([, words]) => words);
-    lines.push(`Its end was seen by ${listed(document.exit.observers)}${signs.length ? `; ${document.accuser} itself had ${signs.join(" and ")}` : ""}.`);
-  }
-  if (document.exit.timeout_s !== null) lines.push(`That cut its time to refute to ${duration(document.exit.timeout_s)}.`);
-  if (suspicion.own_pause_s) lines.push(`${document.accuser} itself did not run for ${duration(suspicion.own_pause_s)} of that time.`);
+  const signs = [exit.refused && "a connection refused", exit.udp_silent && "no answer by UDP"].filter(Boolean);
+  const itself = signs.length ? `; ${accuser} itself had ${signs.join(" and ")}` : "";
+  if (exit.observers.length) lines.push(`Its end was seen by ${listed(exit.observers)}${itself}.`);
+  if (exit.timeout_s !== null) lines.push(`That cut its time to refute to ${duration(exit.timeout_s)}.`);
+  const pauseS = suspicion.own_pause_s;
+  if (pauseS) lines.push(`${accuser} itself did not run for ${duration(pauseS)} of that time.`);
   return lines;
 }
