@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import PurePosixPath
 
-from zephyr.api.contract import Header, Response, matches
+from zephyr.api.contract import Header, Response
 
 PAGE_PATH = b"/debug"
 FILES_PATH = "/debug/page/"
@@ -31,6 +32,8 @@ POLICY = (
     b"form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types lit-html"
 )
 """Content Security Policy, level 3. The one trusted type is that of the templates, which hold no text from outside."""
+_TAG = re.compile(rb'"[^"]*"')
+"""In a list of entity tags, compared weakly (RFC 9110, section 13.1.2): whether a `W/` stands before it is all one."""
 _LOCKS: tuple[Header, ...] = (
     (b"Cache-Control", b"no-cache"),
     (b"Content-Security-Policy", POLICY),
@@ -52,7 +55,7 @@ class Asset:
     def response(self, if_none_match: bytes = b"") -> Response:
         """Answer 200; or 304 where `If-None-Match` names what stands here."""
         validators = ((b"ETag", self.tag), *_LOCKS)
-        if if_none_match and matches(if_none_match, self.tag):
+        if if_none_match.strip() == b"*" or self.tag in _TAG.findall(if_none_match):
             return Response(304, validators)
         content = ((b"Content-Type", self.content_type), (b"Content-Length", b"%d" % len(self.content)))
         return Response(200, content + validators, self.content)

@@ -51,7 +51,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 log: structlog.stdlib.BoundLogger = structlog.get_logger("zephyr")
 
 EVENTS_PATH = b"/debug/events"
-EXPLAIN_PATH = b"/cluster/explain/"
+EXPLAIN_PREFIX = b"/cluster/explain/"
 
 Submit = Callable[[ReadRequest | WriteRequest], Outcome | Awaitable[Outcome]]
 Page = Callable[[RawRequestMessage, Target], Awaitable[Response]]
@@ -431,7 +431,7 @@ class HttpApi:
         raw_key = contract.lenient_parameter(target.query, "key")
         if raw_key is not None:
             key = contract.checked_key(raw_key)
-            explanation = EXPLAIN_PATH.decode() + contract.key_text(key) if EXPLAIN_PATH in self._pages else None
+            explanation = EXPLAIN_PREFIX.decode() + contract.key_text(key) if EXPLAIN_PREFIX in self._pages else None
             return self._json({**debug.ring_key_page(node, key), "explain": explanation})
         while not node.ring.fill():  # noqa: ASYNC110  # it works and waits for nothing: slice by slice: filling it at once would stall the loop
             await asyncio.sleep(0)
