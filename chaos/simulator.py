@@ -17,6 +17,7 @@ from zephyr.config import Settings
 from zephyr.events import (
     CONTROL_CALL_ID_MIN,
     CompleteRequest,
+    CompleteSurvey,
     DatagramReceived,
     Effect,
     EtcdCallFailed,
@@ -54,8 +55,23 @@ from zephyr.events import (
     WatchKeys,
 )
 from zephyr.gossip.wire import Envelope
-from zephyr.model import Instant, Member, NodeId, Outcome, ReadRequest, WriteRequest
+from zephyr.model import (
+    Explanation,
+    Instant,
+    Member,
+    NodeId,
+    Outcome,
+    ReadRequest,
+    Request,
+    ScanPage,
+    ScanRequest,
+    UpdateRequest,
+    WriteRequest,
+)
 from zephyr.node import Node
+from zephyr.peer.wire import Status
+from zephyr.replication.coordinator import Pending
+from zephyr.replication.update import encode_outcome
 
 EPOCH_UNIX_MS = 1_700_000_000_000
 """Unix ms at virtual second 0."""
@@ -77,6 +93,8 @@ class SimulatedNode:
     """Peers with a standing connection -> the epoch it was made to."""
     streams: dict[int, Callable[[tuple[bytes, ...]], None]] = field(default_factory=dict)
     """Gossip streams that wait for this node's answer."""
+    forwarded: dict[int, Callable[[Outcome], None]] = field(default_factory=dict)
+    """Requests that peers sent here -> how to answer them."""
     timer_s: float = float("inf")
     watch_id: int = 0
     stopped: str = ""
@@ -108,6 +126,8 @@ class Simulation:
         """Share of peer messages that vanish."""
         self.outcomes: dict[tuple[str, int], Outcome] = {}
         """(address of the life that was asked, request id) -> how its request ended."""
+        self.surveys: dict[tuple[str, int], ScanPage | Explanation] = {}
+        """The same of listings and explanations."""
         self._lives = 0
         self._streams = 0
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -188,11 +208,22 @@ class Simulation:
         """Ask a node to leave in good order."""
         self._handle(self.nodes[node_id], LeaveRequested())
 
-    def submit(self, node_id: NodeId, request: ReadRequest | WriteRequest) -> Outcome | tuple[str, int]:
-        """Hand a client's request to a node: its outcome, or the key under which `outcomes` will hold it."""
+    def submit(self, node_id: NodeId, request: Request | ScanRequest) -> Outcome | tuple[str, int]:
+        """Hand a client's request to a node: its outcome, or the key under which `outcomes` will hold it.
+
+        A listing ends in `surveys`.
+        """
         simulated = self.nodes[node_id]
-        begin = simulated.node.begin_read if type(request) is ReadRequest else simulated.node.begin_write
-        result = begin(request, self.instant())  # type: ignore[arg-type]
+        node, now = simulated.node, self.instant()
+        match request:
+            case ReadRequest():
+                result = node.begin_read(request, now)
+            case WriteRequest():
+                result = node.begin_write(request, now)
+            case UpdateRequest():
+                result = node.begin_update(request, now)
+            case ScanRequest():
+                result = node.begin_scan(request, now)
         if isinstance(result, Outcome):
             return result
         self._carry_out(simulated, result.effects)
@@ -228,8 +259,8 @@ class Simulation:
             match effect:
                 case SendPeer():
                     self._send(simulated, effect)
-                case CompleteRequest(request_id, outcome):
-                    self.outcomes[simulated.address, request_id] = outcome
+                case CompleteRequest() | CompleteSurvey():
+                    self._complete(simulated, effect)
                 case SetPeers(members):
                     simulated.peers = members
                     self.at(self.now_s, lambda: self._connect_all(simulated))
@@ -246,6 +277,16 @@ class Simulation:
                     self._gossip(simulated, effect)
                 case _:
                     self._call_etcd(simulated, effect)
+
+    def _complete(self, simulated: SimulatedNode, effect: CompleteRequest | CompleteSurvey) -> None:
+        """Keep the end of a client's request, or answer the peer that sent it here."""
+        match effect:
+            case CompleteRequest(request_id, outcome) if request_id in simulated.forwarded:
+                simulated.forwarded.pop(request_id)(outcome)
+            case CompleteRequest(request_id, outcome):
+                self.outcomes[simulated.address, request_id] = outcome
+            case CompleteSurvey(request_id, result):
+                self.surveys[simulated.address, request_id] = result
 
     def _call_etcd(self, simulated: SimulatedNode, effect: EtcdEffect) -> None:
         """Each way takes a latency; an etcd that cannot be reached fails the call at its deadline."""
@@ -389,7 +430,17 @@ class Simulation:
             return
         digest, now = caller.node.view.digest, self.instant()
         reply = target.node.serve_peer(effect.operation, effect.arguments, digest, now)
+        if isinstance(reply, Pending):
+            # Answered when the request that it began has ended.
+            target.forwarded[reply.request_id] = lambda outcome: self._answer(
+                caller, effect, (Status.OK, encode_outcome(outcome))
+            )
+            self._carry_out(target, reply.effects)
+        else:
+            self._answer(caller, effect, reply)
         self._arm(target)
+
+    def _answer(self, caller: SimulatedNode, effect: SendPeer, reply: tuple[int, tuple[object, ...]]) -> None:
         if self._passes(effect.node_id, caller.node.settings.id):
             self.at(self.now_s + self._latency_s(), lambda: self._return(caller, effect.call_id, reply))
 

@@ -140,7 +140,7 @@ class Reconciler:
             self._close_ring(connected, now)
             heard = [item for item in self.etcd.registrations if self._is_heard(item)]
             self.evictions.count(heard, now)
-            gone = self._gone(self.etcd, connected, self.evictions.majority_since_s, now)
+            gone = self._gone(self.etcd, connected, self.evictions.majority_since_s)
             effects += self.evictions.propose(gone, heard, now)
             effects += self.evictions.allow_registration(now)
             last_view = self.etcd.registrations if self.lead == "etcd" else self._base or self._standing
@@ -443,9 +443,7 @@ class Reconciler:
 
     # --- evictions ------------------------------------------------------------------------------------
 
-    def _gone(
-        self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float, now: Instant
-    ) -> dict[NodeId, Gone]:
+    def _gone(self, etcd: EtcdMembership, connected: dict[NodeId, bool], majority_since_s: float) -> dict[NodeId, Gone]:
         """Return who of the registered may be evicted."""
         gone: dict[NodeId, Gone] = {}
         for node_id, registration in sorted(etcd.registrations.items()):
@@ -560,6 +558,7 @@ class Reconciler:
             digest=ring_digest(self.ring_members.values(), self.settings.replicas, self.settings.virtual_nodes),
             members=rows,
             owners=tuple(sorted(self.ring_members)),
+            committed_count=max(len(self.ring_members), len(self._base)),
         )
 
     def _row(self, member: Member, connected: dict[NodeId, bool], now: Instant) -> MemberView:

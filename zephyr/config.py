@@ -130,6 +130,13 @@ class Settings:
         100_000, "count", "Marks kept of expired and evicted entries, so that no peer brings them back.",
         low=100, high=10_000_000,
     )  # fmt: skip
+    hint_memory: int = _setting(
+        64 << 20, "bytes", "Bound of the records kept for owners that missed a write.", low=0, high=1 << 36
+    )
+    hint_memory_target: int = _setting(16 << 20, "bytes", "Bound of those kept for one of them.", low=0, high=1 << 36)
+    hint_window: float = _setting(
+        1800.0, "duration", "How long they are kept; at most --tombstone-grace.", low=1, high=30 * 86400
+    )
     virtual_nodes: int = _setting(
         1024, "count", "Tokens of a member of weight 1. The same everywhere.", low=16, high=4096
     )
@@ -394,6 +401,8 @@ def validated(settings: Settings) -> Settings:
         wanted = getattr(settings, name)
         if settings.quorum(wanted, settings.replicas) > settings.replicas:
             raise ConfigError(f"{flag(name)}: {wanted} is more than --replicas {settings.replicas}")
+    if settings.hint_window > settings.tombstone_grace:
+        raise ConfigError("--hint-window: longer than --tombstone-grace, so that deleted values could come back")
     if not settings.id:
         raise ConfigError("--id: a node needs a name, and the host has none")
     if bool(settings.etcd_cert) != bool(settings.etcd_key):

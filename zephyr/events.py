@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from zephyr.gossip.messages import Packet
-from zephyr.model import Address, ClusterView, Member, NodeId, Outcome, TimelineEntry
+from zephyr.model import Address, ClusterView, Explanation, Member, NodeId, Outcome, ScanPage, TimelineEntry
 
 CONTROL_CALL_ID_MIN = 1 << 62
 """Calls of the control plane are numbered from here on: their ends are events, those of requests typed calls."""
@@ -387,6 +387,14 @@ class CompleteRequest:
     outcome: Outcome
 
 
+@dataclass(slots=True)
+class CompleteSurvey:
+    """Answer the client whose listing, or explanation, has this id."""
+
+    request_id: int
+    result: ScanPage | Explanation
+
+
 # --- effects: gossip --------------------------------------------------------------------------------
 # Messages are encoded already (`zephyr.gossip.wire.encode_message`); together they fit into one packet.
 
@@ -460,4 +468,6 @@ class Stop:
 
 PeerEffect: TypeAlias = ProbeIdentity | SetPeers | SendPeer
 GossipEffect: TypeAlias = SendDatagram | SendNews | OpenStream | ReplyStream | ResolveSeeds
-Effect: TypeAlias = EtcdEffect | PeerEffect | GossipEffect | CompleteRequest | PublishView | Note | Stop
+Effect: TypeAlias = (
+    EtcdEffect | PeerEffect | GossipEffect | CompleteRequest | CompleteSurvey | PublishView | Note | Stop
+)

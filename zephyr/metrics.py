@@ -29,9 +29,9 @@ from zephyr.gossip.messages import GossipState
 from zephyr.model import Authority, ClusterView, Instant
 from zephyr.node import Node
 
-GET, HEAD, PUT, DELETE, PAGE, OTHER = range(6)
+GET, HEAD, PUT, DELETE, INCR, PATCH, BATCH, SCAN, PAGE, OTHER = range(10)
 """Operations of `zephyr_requests_total`: numbers, since they index lists."""
-OPERATIONS = ("get", "head", "put", "delete", "page", "other")
+OPERATIONS = ("get", "head", "put", "delete", "incr", "patch", "batch", "scan", "page", "other")
 DURATION_BOUNDS_S = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
@@ -197,7 +197,8 @@ class Metrics(Collector):
         text = "Clients' requests that wait for peers."
         yield GaugeMetricFamily("zephyr_requests_in_flight", text, value=coordinator.requests_in_flight)
         text = "Peers' requests for slots that this node does not own."
-        yield CounterMetricFamily("zephyr_not_owner", text, value=coordinator.not_owner_count)
+        yield CounterMetricFamily("zephyr_not_owner", text, value=coordinator.replica.not_owner_count)
+        yield from _replication(node)
         levels = node.levels
         text = "Slots of this node that are still to be fetched from the others that own them."
         yield GaugeMetricFamily("zephyr_repair_pending_slots", text, value=levels.pending)
@@ -205,7 +206,23 @@ class Metrics(Collector):
         yield CounterMetricFamily("zephyr_repair_records", text, value=levels.pulled_records)
         yield CounterMetricFamily("zephyr_repair_bytes", text, value=levels.pulled_bytes)
         text = "Peers' writes refused because their stamp is too far ahead of this clock."
-        yield CounterMetricFamily("zephyr_refused_stamps", text, value=coordinator.refused_stamp_count)
+        yield CounterMetricFamily("zephyr_refused_stamps", text, value=coordinator.replica.refused_stamp_count)
+
+
+def _replication(node: Node) -> Iterator[Metric]:
+    """What keeps the replicas of a key alike."""
+    hints, coordinator = node.hints, node.coordinator
+    text = "Records kept for owners that missed a write, and their bytes."
+    yield GaugeMetricFamily("zephyr_hints_pending", text, value=hints.pending)
+    yield GaugeMetricFamily("zephyr_hints_pending_bytes", text, value=hints.pending_bytes)
+    text = "Such records by what became of them: queued = delivered + redirected + expired + dropped + pending."
+    yield _labelled(CounterMetricFamily, "zephyr_hints", text, "event", hints.counts())
+    text = "Records sent to replicas because a read found that they lacked them, or had what they should not."
+    yield CounterMetricFamily("zephyr_read_repairs", text, value=coordinator.repaired_count)
+    text = "Reads that asked one more replica because another was slow."
+    yield CounterMetricFamily("zephyr_speculative_reads", text, value=coordinator.latencies.second_askings)
+    text = "How far this node's clock is behind its peers' median, as acknowledgements told; negative: ahead."
+    yield GaugeMetricFamily("zephyr_clock_skew_seconds", text, value=coordinator.skew.ms / 1000)
 
 
 def _peer_totals(totals: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:

@@ -133,6 +133,8 @@ class ClusterView:
     """Sorted by id."""
     owners: tuple[NodeId, ...]
     """Ids of the ring's members, sorted."""
+    committed_count: int = 0
+    """Members of the last committed ring: where gossip leads, more than there are in the ring now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class Outcome:
     is_unconfirmed: bool = False
     """Answered by a replica that could not make sure that it still is one."""
     hinted: tuple[NodeId, ...] = ()
-    """Writes: owners for which another node keeps the record until they are back."""
+    """Writes: owners that had not taken the record by then, and for which it is kept until they are back."""
 
 
 @dataclass(slots=True)

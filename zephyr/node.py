@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -57,11 +57,26 @@ from zephyr.events import (
     TimerFired,
 )
 from zephyr.gossip.swim import Swim
-from zephyr.model import ClusterView, Instant, Member, NodeId, Outcome, ReadRequest, TimelineEntry, WriteRequest
-from zephyr.peer.wire import Operation
+from zephyr.model import (
+    ClusterView,
+    Instant,
+    Member,
+    NodeId,
+    Outcome,
+    ReadRequest,
+    ScanRequest,
+    TimelineEntry,
+    UpdateRequest,
+    WriteRequest,
+)
+from zephyr.peer.wire import Operation, Status
 from zephyr.replication.coordinator import Coordinator, Pending
+from zephyr.replication.hints import CALL_ID_MIN as HINTS_CALL_ID_MIN
 from zephyr.replication.level import CALL_ID_MIN as LEVEL_CALL_ID_MIN
 from zephyr.replication.level import Levels
+from zephyr.replication.survey import CALL_ID_MIN as SURVEY_CALL_ID_MIN
+from zephyr.replication.survey import Survey
+from zephyr.replication.update import encode_outcome
 from zephyr.ring.ring import Ring, RingBuilder, RingMember, build_ring, key_slot
 from zephyr.store.record import HybridLogicalClock
 from zephyr.store.store import Store
@@ -109,11 +124,18 @@ class Node:
         self.ring: Ring = build_ring((), settings.replicas, settings.virtual_nodes)
         self.clock = HybridLogicalClock(settings.id)
         self.levels = Levels(settings.id, self.ring, self.store, self.clock)
-        self.coordinator = Coordinator(settings, self.ring, self.store, self.clock, self.levels.is_level)
+        self.coordinator = Coordinator(
+            settings, self.ring, self.store, self.clock, self.levels.is_level, phi=self._phi_of
+        )
+        self.hints = self.coordinator.hints
+        self.survey = Survey(settings, self.coordinator.replica)
         self.begin_read = self.coordinator.begin_read
         self.begin_write = self.coordinator.begin_write
+        self.begin_update = self.coordinator.begin_update
+        self.begin_all = self.coordinator.begin_all
         self._connected: dict[NodeId, bool] = {}
         self._living: dict[NodeId, bool] = {}
+        self._routable: dict[NodeId, bool] = {}
         self._peers: tuple[Member, ...] = ()
         self._building: RingBuilder | None = None
         self._view_next: ClusterView | None = None
@@ -185,6 +207,8 @@ class Node:
             missing.append("none of the other members can be heard")
         elif not self.levels.is_done:
             missing.append(f"not level yet: {self.levels.pending} slots are to be fetched from the others")
+        elif self.coordinator.skew.is_off:
+            missing.append(f"this node's clock is {abs(self.coordinator.skew.ms)} ms from its peers'")
         elif self.view.authority == "none" and not is_reached:
             missing.append("etcd cannot be reached, and most of the last ring is not heard")
         return tuple(missing)
@@ -216,6 +240,8 @@ class Node:
             self.confirmation.deadline(),
             self.levels.deadline(),
             self.coordinator.deadline(),
+            self.hints.deadline(),
+            self.survey.deadline(),
             self._expire_at_s,
             inf if self._stopped else self._stop_at_s,
         )
@@ -228,8 +254,8 @@ class Node:
             self.cluster.stood_still_s = now.monotonic_s
         effects = self._handlers[type(event)](event, now)
         if self.etcd is not None and self.relay is not None:
-            if self.coordinator.view_doubted:
-                self.coordinator.view_doubted = False
+            if self.coordinator.replica.view_doubted:
+                self.coordinator.replica.view_doubted = False
                 self.etcd.request_check(now)
                 self.relay.request(now)
             effects += self.etcd.poll(now)
@@ -241,6 +267,8 @@ class Node:
         self._reclaim()
         effects += self._level(now)
         effects += self._confirm(now)
+        effects += self.hints.poll(self.ring, self._routable, now)
+        effects += self.survey.poll(now)
         self._expire(now)
         effects += self._stop(now)
         for effect in effects:
@@ -288,12 +316,24 @@ class Node:
         self._connections_changed = True
         return [*effects, self._note(now, "peer-disconnected", event.node_id, event.reason)]
 
+    def _phi_of(self, node_id: NodeId, now: Instant) -> float:
+        record = self.swim.table.members.get(node_id)
+        return self.swim.phi(record, now) if record is not None else 0.0
+
     def _on_peer_answered(self, event: PeerAnswered, now: Instant) -> list[Effect]:
+        if event.call_id >= HINTS_CALL_ID_MIN:
+            return self.hints.on_answered(event, self.ring, now)
+        if event.call_id >= SURVEY_CALL_ID_MIN:
+            return self.survey.on_answered(event)
         if event.call_id >= LEVEL_CALL_ID_MIN or self.relay is None:
             return self.levels.on_answered(event, now)
         return self.relay.on_answered(event, now)
 
     def _on_peer_call_failed(self, event: PeerCallFailed, now: Instant) -> list[Effect]:
+        if event.call_id >= HINTS_CALL_ID_MIN:
+            return self.hints.on_failed(event, now)
+        if event.call_id >= SURVEY_CALL_ID_MIN:
+            return self.survey.on_failed(event)
         if event.call_id >= LEVEL_CALL_ID_MIN or self.relay is None:
             return self.levels.on_failed(event, now)
         return self.relay.on_failed(event, now)
@@ -346,6 +386,7 @@ class Node:
         effects += notes
         effects += self._set_peers(view)
         self.coordinator.route(view)
+        self._routable = {row.member.id: True for row in view.members if row.routable}
         self._living = {row.member.id: True for row in view.members if row.gossip not in ("dead", "left")}
         if self.settings.id not in view.owners and self.settings.id in self.view.owners:
             self._must_drop_all, self._reclaiming = True, deque(self.store.occupied_slots())
@@ -441,16 +482,37 @@ class Node:
     """Read a key for a client: the outcome at once, or what to send meanwhile."""
     begin_write: Callable[[WriteRequest, Instant], Outcome | Pending]
     """Write or delete a key for a client."""
+    begin_update: Callable[[UpdateRequest, Instant], Outcome | Pending]
+    """Make a change that depends on what stands, for a client."""
+    begin_all: Callable[[Sequence[ReadRequest | WriteRequest], Instant], tuple[list[Outcome | Pending], list[Effect]]]
+    """Begin many requests at once: what became of each, and what to send for all."""
+
+    def begin_scan(self, request: ScanRequest, now: Instant) -> Pending:
+        """List a page of keys for a client; ends in a `CompleteSurvey`."""
+        return self.survey.begin_scan(request, self._routable, now)
+
+    def begin_explain(self, key: bytes, now: Instant) -> Pending:
+        """Ask everybody what they hold of a key; ends in a `CompleteSurvey`."""
+        return self.survey.begin_explain(key, self._living, now)
 
     def serve_peer(
         self, operation: int, arguments: tuple[Any, ...], ring_digest: bytes, now: Instant
-    ) -> tuple[int, tuple[Any, ...]]:
-        """Answer a peer's request: (status, payload)."""
-        if operation == Operation.VIEW and self.relay is not None:
-            return self.relay.serve(arguments, now)
-        if operation == Operation.PULL:
-            return self.levels.serve(arguments)
-        return self.coordinator.serve(operation, arguments, ring_digest, now)
+    ) -> tuple[int, tuple[Any, ...]] | Pending:
+        """Answer a peer's request: (status, payload); or later, with a `CompleteRequest` (`encode_outcome`)."""
+        match operation:
+            case Operation.VIEW if self.relay is not None:
+                return self.relay.serve(arguments, now)
+            case Operation.PULL:
+                return self.levels.serve(arguments)
+            case Operation.LIST:
+                return self.survey.serve_list(arguments, now)
+            case Operation.EXPLAIN:
+                return self.survey.serve_explain(arguments, now)
+            case Operation.UPDATE:
+                result = self.coordinator.begin_forwarded(arguments, ring_digest, now)
+                return (Status.OK, encode_outcome(result)) if isinstance(result, Outcome) else result
+            case _:
+                return self.coordinator.replica.serve(operation, arguments, ring_digest, now)
 
     def peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:
         """A peer answered a `SendPeer`."""

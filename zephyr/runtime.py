@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from zephyr.events import (
     CONTROL_CALL_ID_MIN,
     CheckKeys,
     CompleteRequest,
+    CompleteSurvey,
     Effect,
     Event,
     EvictMember,
@@ -70,10 +71,23 @@ from zephyr.gossip.messages import Alive
 from zephyr.gossip.udp import GossipHost, GossipTransport
 from zephyr.gossip.wire import Envelope, Keyring, encode_message
 from zephyr.metrics import Metrics
-from zephyr.model import Address, Instant, Member, Outcome, ReadRequest, WriteRequest
+from zephyr.model import (
+    Address,
+    Explanation,
+    Instant,
+    Member,
+    Outcome,
+    ReadRequest,
+    Request,
+    ScanPage,
+    ScanRequest,
+    WriteRequest,
+)
 from zephyr.node import Node
 from zephyr.peer.tcp import PeerHost, PeerTransport
 from zephyr.peer.wire import Operation, Status
+from zephyr.replication.coordinator import Pending
+from zephyr.replication.update import encode_outcome
 
 LAG_PERIOD_S = 0.1
 """How often the event loop's lag is measured."""
@@ -119,7 +133,7 @@ class Runtime:
         self.settings = settings
         self.started = now()
         self._rng = random.Random()  # noqa: S311  # jitter and back-off, not secrets
-        self._waiting: dict[int, asyncio.Future[Outcome]] = {}
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
         self._stop: asyncio.Future[Stop] | None = None
@@ -160,7 +174,7 @@ class Runtime:
         await self.gossip.bind()
         stack.push_async_callback(self.gossip.close)
         self.metrics = Metrics()
-        self.api = HttpApi(settings, submit=self.submit, dispatch=self.dispatch, now=now, metrics=self.metrics)
+        self.api = HttpApi(settings, backend=self, dispatch=self.dispatch, now=now, metrics=self.metrics)
         await self.api.bind()
         stack.push_async_callback(self.api.close)
         self.node = Node(settings, self._announcement(), self._rng, now())
@@ -248,27 +262,57 @@ class Runtime:
         self.execute(self.node.handle(event, now()))
         self._arm()
 
-    def submit(self, request: ReadRequest | WriteRequest) -> Outcome | asyncio.Future[Outcome]:
+    def submit(self, request: Request) -> Outcome | asyncio.Future[Outcome]:
         """Begin a client's request: its outcome at once, or a future of it."""
         if type(request) is ReadRequest:
             result = self.node.begin_read(request, now())
+        elif type(request) is WriteRequest:
+            result = self.node.begin_write(request, now())
         else:
-            result = self.node.begin_write(request, now())  # type: ignore[arg-type]
-        if type(result) is Outcome:
-            return result
-        future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._waiting[result.request_id] = future  # type: ignore[union-attr]
-        self.execute(result.effects)  # type: ignore[union-attr]
+            result = self.node.begin_update(request, now())  # type: ignore[arg-type]
+        return result if type(result) is Outcome else self._awaited(result)  # type: ignore[arg-type]
+
+    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> list[Outcome | asyncio.Future[Outcome]]:
+        """Begin many requests at once: what goes to one peer goes in one frame."""
+        begun, effects = self.node.begin_all(requests, now())
+        results = [item if type(item) is Outcome else self._future(item.request_id) for item in begun]  # type: ignore[union-attr]
+        self.execute(effects)
+        self._arm()
+        return results
+
+    def scan(self, request: ScanRequest) -> asyncio.Future[ScanPage]:
+        """List a page of keys."""
+        return self._awaited(self.node.begin_scan(request, now()))
+
+    def explain(self, key: bytes) -> asyncio.Future[Explanation]:
+        """Ask every member what it holds of a key."""
+        return self._awaited(self.node.begin_explain(key, now()))
+
+    def _future(self, request_id: int) -> asyncio.Future[Any]:
+        future = self._waiting[request_id] = self._loop.create_future()
+        return future
+
+    def _awaited(self, pending: Pending) -> asyncio.Future[Any]:
+        """Do what a request begins with; its end comes as an effect, maybe one of these."""
+        future = self._future(pending.request_id)
+        self.execute(pending.effects)
         self._arm()
         return future
 
-    def _serve_peer(self, operation: int, arguments: tuple[Any, ...], digest: bytes) -> tuple[int, tuple[Any, ...]]:
+    def _serve_peer(
+        self, operation: int, arguments: tuple[Any, ...], digest: bytes
+    ) -> tuple[int, tuple[Any, ...]] | asyncio.Future[tuple[int, tuple[Any, ...]]]:
         if operation == Operation.NEWS:
             return self._receive_news(arguments)
         reply = self.node.serve_peer(operation, arguments, digest, now())
-        if operation == Operation.VIEW:
-            self._arm()  # A lease may have to be renewed for the peer.
-        return reply
+        if type(reply) is Pending:
+            answer: asyncio.Future[tuple[int, tuple[Any, ...]]] = self._loop.create_future()
+            made = self._awaited(reply)
+            made.add_done_callback(lambda done: answer.set_result((Status.OK, encode_outcome(done.result()))))
+            return answer
+        if operation in (Operation.VIEW, Operation.KEEP):
+            self._arm()  # A lease may have to be renewed for the peer; what is kept may be due.
+        return reply  # type: ignore[return-value]
 
     def _receive_news(self, arguments: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:
         match arguments:
@@ -286,7 +330,7 @@ class Runtime:
             self.dispatch(PeerAnswered(call_id, status, payload))
         else:
             self.execute(self.node.peer_replied(call_id, status, payload, now()))
-            if self.node.coordinator.is_any_parked:
+            if self.node.coordinator.is_timer_nearer:
                 self._arm()
 
     def _peer_failed(self, call_id: int, reason: str, sent: bool) -> None:  # noqa: FBT001  # the transport's callback
@@ -294,7 +338,7 @@ class Runtime:
             self.dispatch(PeerCallFailed(call_id, reason))
         else:
             self.execute(self.node.peer_failed(call_id, reason, now(), sent=sent))
-            if self.node.coordinator.is_any_parked:
+            if self.node.coordinator.is_timer_nearer:
                 self._arm()
 
     def _arm(self) -> None:
@@ -321,7 +365,8 @@ class Runtime:
     def _table_of_effects(self) -> dict[type, Callable[[Any], None]]:
         table: dict[type, Callable[[Any], None]] = {
             SendPeer: self.peers.send,
-            CompleteRequest: self._complete,
+            CompleteRequest: lambda effect: self._complete(effect.request_id, effect.outcome),
+            CompleteSurvey: lambda effect: self._complete(effect.request_id, effect.result),
             SetPeers: lambda effect: self.peers.set_peers(effect.members),
             ProbeIdentity: lambda effect: self.peers.probe(effect.address),
             PublishView: lambda _effect: self.api.happened(),  # Pages read the view from the node.
@@ -344,10 +389,10 @@ class Runtime:
                 table[kind] = self.etcd.execute
         return table
 
-    def _complete(self, effect: CompleteRequest) -> None:
-        future = self._waiting.pop(effect.request_id)
+    def _complete(self, request_id: int, result: Outcome | ScanPage | Explanation) -> None:
+        future = self._waiting.pop(request_id)
         if not future.done():  # The client may have gone.
-            future.set_result(effect.outcome)
+            future.set_result(result)
 
     def _log(self, effect: Note) -> None:
         entry = effect.entry

@@ -601,7 +601,9 @@ def test_a_node_refutes_what_is_said_of_it_by_a_higher_incarnation():
     assert one.swim.incarnation == 5
     assert any(isinstance(effect, SendNews) for effect in effects)
     assert one.swim.health == 1
-    assert one.hear("a", Suspect("me", EPOCH, 4, "b")) == [], "that is refuted already"
+    again = one.hear("a", Suspect("me", EPOCH, 4, "b"))
+    assert one.swim.incarnation == 5, "that is refuted already"
+    assert [(address, message.incarnation) for address, message in one.said(again, Alive)] == [("a:2", 5)]
     assert one.hear("a", Dead("me", EPOCH - 1, 99, "b")) == [], "that was another life"
 
 

@@ -250,7 +250,7 @@ def test_fetching_evicts_nothing():
     assert small.value(b"own") == b"value"
 
 
-def test_a_source_that_fails_is_asked_again_and_one_that_dies_is_not_waited_for():
+def test_a_source_that_fails_is_asked_again_and_one_that_dies_is_waited_for_until_it_is_out_of_the_ring():
     cluster = filled("n1", "n2", "n3")
     newcomer = cluster.sides["n2"] = Side("n2")
     newcomer.levels.ring_changed(ring("n1", "n2", "n3"))
@@ -262,7 +262,12 @@ def test_a_source_that_fails_is_asked_again_and_one_that_dies_is_not_waited_for(
     assert {call.node_id for call in again} == {"n1", "n3"}
     silent = newcomer.levels.poll(cluster.living(), at(2 + RETRY_S + CALL_TIMEOUT_S))
     assert {call.node_id for call in silent} == {"n1", "n3"}, "silence ends too"
-    newcomer.levels.poll({"n2": True}, at(10))
+    assert newcomer.levels.poll({"n2": True}, at(10)) == []
+    assert not newcomer.levels.is_done, "those that are called dead may only be cut off"
+    assert newcomer.levels.deadline() > 10
+    newcomer.levels.ring_changed(ring("n2"))
+    while newcomer.levels.deadline() == float("-inf"):
+        newcomer.levels.poll({"n2": True}, at(20))
     assert newcomer.levels.is_done
 
 

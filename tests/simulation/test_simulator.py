@@ -250,7 +250,7 @@ def test_a_request_through_a_node_with_an_older_ring_waits_for_the_newer_one():
     read = [simulation.submit("n1", ReadRequest(key)) for key in keys]
     simulation.run_until(simulation.now_s + 3)
     outcomes = [item if isinstance(item, Outcome) else simulation.outcomes[item] for item in read]
-    assert sum(item.node.coordinator.not_owner_count for item in simulation.nodes.values()) > 0
+    assert sum(item.node.coordinator.replica.not_owner_count for item in simulation.nodes.values()) > 0
     assert [item.detail for item in outcomes if item.failure is not None] == []
 
 

@@ -820,7 +820,8 @@ class Swim:
 
     def _on_suspect(self, message: Suspect, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
-            self._refute(message.epoch, message.incarnation, f"suspected by {message.accuser}", now, packet)
+            if not self._repeat_refutation(message, packet, source):
+                self._refute(message.epoch, message.incarnation, f"suspected by {message.accuser}", now, packet)
             return
         record = self.table.members.get(message.id)
         if record is None or message.epoch != record.member.epoch:
@@ -893,7 +894,8 @@ class Swim:
 
     def _on_dead(self, message: Dead, now: Instant, packet: Packet | None = None, source: Address = "") -> None:
         if message.id == self.member.id:
-            self._refute(message.epoch, message.incarnation, f"called dead by {message.accuser}", now, packet)
+            if not self._repeat_refutation(message, packet, source):
+                self._refute(message.epoch, message.incarnation, f"called dead by {message.accuser}", now, packet)
             return
         record = self.table.members.get(message.id)
         if record is None or record.live_index < 0 or message.epoch != record.member.epoch:
@@ -952,6 +954,14 @@ class Swim:
         self._remember(record, now)
         self._note(now, "member-left", message.id, "said goodbye")
 
+    def _repeat_refutation(self, message: Suspect | Dead, packet: Packet | None, source: Address) -> bool:
+        """Tell who repeats what was refuted already: the refutation may have been lost with all that was sent then."""
+        if message.epoch != self.member.epoch or message.incarnation >= self.incarnation:
+            return False
+        if packet is not None and source and self._lifeguard and not self._leaving:
+            self._answer(packet, source, [self._encoded_self])
+        return True
+
     def _refute(
         self, epoch: int, incarnation: int, accusation: str, now: Instant, packet: Packet | None = None
     ) -> None:
@@ -966,7 +976,7 @@ class Swim:
             if any(type(message) is Ping and message.target == self.member.id for message in packet.messages):
                 self._renew(replace(self.member, epoch=epoch + 1), 0, now)
             return
-        if epoch != self.member.epoch or incarnation < self.incarnation:
+        if epoch != self.member.epoch:
             return
         self.refutation_count += 1
         self._doubt(1)

@@ -22,7 +22,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 from zephyr.config import Settings, parse_address
 from zephyr.errors import WireError
@@ -43,6 +44,9 @@ from zephyr.peer.wire import (
     encode_reply,
     frame_bytes_max,
 )
+
+Answer: TypeAlias = tuple[int, tuple[Any, ...]]
+"""(status, payload) of a reply."""
 
 CONNECT_TIMEOUT_S = 1.0
 """Resolving a name and connecting. Within a cluster both take milliseconds; a second covers one lost SYN."""
@@ -82,8 +86,8 @@ class PeerHost:
     """This node as it is now."""
     ring_digest: Callable[[], bytes]
     """Digest of this node's ring, 8 bytes."""
-    serve: Callable[[int, tuple[Any, ...], bytes], tuple[int, tuple[Any, ...]]]
-    """(operation, arguments, ring_digest) -> (status, payload)."""
+    serve: Callable[[int, tuple[Any, ...], bytes], Answer | asyncio.Future[Answer]]
+    """(operation, arguments, ring_digest) -> the answer, or a future of one that needs other nodes."""
     replied: Callable[[int, int, tuple[Any, ...]], None]
     """(call_id, status, payload)."""
     failed: Callable[[int, str, bool], None]
@@ -407,11 +411,11 @@ class Connection(asyncio.Protocol):
 
 
 class ServedConnection(Connection):
-    """A connection that a peer made: its requests are answered here, in order.
+    """A connection that a peer made: its requests are answered here.
 
-    Requests are answered as they arrive. When the peer does not read its answers, reading stops and the
-    requests that were already read wait; one whose time allowance runs out while it waits is dropped
-    without an answer, since its caller is gone.
+    Requests are answered as they arrive, in order, but for those that need other nodes. When the peer does not read its
+    answers, reading stops and the requests that were already read wait; one whose time allowance runs out while it
+    waits is dropped without an answer, since its caller is gone.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -499,12 +503,22 @@ class ServedConnection(Connection):
         self._read_on_or_stop()
 
     def _answer(self, request: Request) -> bytes:
-        shared = self.shared
-        status, payload = shared.host.serve(request.operation, request.arguments, request.ring_digest)
-        shared.counters.requests_served += 1
-        frame = encode_reply(request.call_id, status, payload)
+        """Return the frame of an answer; nothing where it comes later, out of order."""
+        answer = self.shared.host.serve(request.operation, request.arguments, request.ring_digest)
+        self.shared.counters.requests_served += 1
+        if isinstance(answer, asyncio.Future):
+            answer.add_done_callback(partial(self._answer_late, request.call_id))
+            return b""
+        return self._frame(request.call_id, answer)
+
+    def _answer_late(self, call_id: int, answer: asyncio.Future[Answer]) -> None:
+        if self.open:
+            self.write(self._frame(call_id, answer.result()))
+
+    def _frame(self, call_id: int, answer: Answer) -> bytes:
+        frame = encode_reply(call_id, *answer)
         if len(frame) - LENGTH_BYTES > self._reply_bytes_max:  # the peer would drop the connection over it
-            return encode_reply(request.call_id, Status.TOO_LARGE, ("the answer is longer than you read",))
+            return encode_reply(call_id, Status.TOO_LARGE, ("the answer is longer than you read",))
         return frame
 
     def _read_on_or_stop(self) -> None:

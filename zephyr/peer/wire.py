@@ -75,18 +75,38 @@ class Kind(enum.IntEnum):
 
 
 class Operation(enum.IntEnum):
-    """What a request asks for: (arguments) -> (payload of a reply whose status is OK)."""
+    """What a request asks for: (arguments) -> (payload of a reply whose status is OK).
+
+    A *mark* is what a replica without an entry knows of one that was there: see `zephyr.store.store`. `unix_ms` is the
+    replica's wall clock.
+    """
 
     READ = 1
-    """(key,) -> (record or None, whether the replica is level for the slot)."""
+    """(key,) -> (record or None, whether the replica is level for the slot, mark)."""
     WRITE = 2
-    """(key, record) -> (applied, existed, newest_version)."""
+    """(key, record) -> (applied, existed, newest_version, unix_ms)."""
     NEWS = 3
     """(sealed gossip packet,) -> (). Told, not asked: its call id is TOLD_CALL_ID, and its reply is skipped."""
     VIEW = 4
     """What the peer knows of etcd: see `zephyr.etcd.relay`."""
     PULL = 5
     """A page of slots: see `zephyr.replication.level`."""
+    DIGEST = 6
+    """(key,) -> (version or empty, whether the replica is level for the slot, mark)."""
+    REPAIR = 7
+    """(key, record) -> (applied,): as WRITE, but at the cold end, and evicting nothing."""
+    DROP = 8
+    """(key, mark) -> (dropped,): another replica has a mark above what stands here."""
+    KEEP = 9
+    """(target, key, record) -> (): keep the record for the target (`zephyr.replication.hints`)."""
+    UPDATE = 10
+    """A change that depends on what stands: see `zephyr.replication.update`."""
+    MANY = 11
+    """((operation, arguments), ...) -> ((status, payload), ...): calls above that touch one key, in one frame."""
+    LIST = 12
+    """A page of keys: see `zephyr.replication.survey`."""
+    EXPLAIN = 13
+    """What is held of a key: see `zephyr.replication.survey`."""
 
 
 class Status(enum.IntEnum):
@@ -94,13 +114,17 @@ class Status(enum.IntEnum):
 
     OK = 0
     NOT_OWNER = 1
-    """The receiver does not own the key's slot in its own view: (generation, revision, ring_digest) of that view."""
+    """The receiver does not own the key's slot in its own view, or is not the first to: (generation, revision,
+    ring_digest) of that view."""
     CLOCK_SKEW = 2
+    """The stamp is too far ahead of the receiver's clock: (unix_ms,) of that."""
     TOO_LARGE = 3
     OVERLOADED = 4
     BAD_REQUEST = 5
     UNCONFIRMED = 6
     """The receiver cannot make sure that it still owns the slot: (its record or None,) for a read."""
+    ALONE = 7
+    """Within a MANY: the answer does not fit beside the others. Ask again, by itself."""
 
 
 @dataclass(slots=True)

@@ -8,6 +8,9 @@ of the slot, of the ring as it is and as it was, for all it has there, page by p
 level; with nobody to ask it is at once. Until then the node takes writes, and its reads count to no quorum
 (`zephyr.replication.quorum`).
 
+Who is called dead and still stands in the ring is waited for, until it answers or leaves the ring: it may only be cut
+off, and have what those who answered lack. What a member had that is dead and out of the ring is gone with it.
+
     PULL request   (slots, 2 bytes each; the key to go on after, or empty)
     reply          (pairs of key and record, tombstones included; how many slots are done; the last key of the next one;
                     those of the slots that the source owns no more, or not yet, and has nothing of)
@@ -80,6 +83,8 @@ class Levels:
         self._store = store
         self._clock = clock
         self._ring = self._before = ring  # Empty at first: before it started, this node owned nothing.
+        self._members: frozenset[NodeId] = frozenset()
+        """Who is in the ring."""
         self._cursor = SLOTS
         """Slots from here on have not been looked at since the ring changed."""
         self._pending: dict[int, int] = {}
@@ -125,6 +130,7 @@ class Levels:
         while self._cursor < SLOTS:  # The changes before this one are settled first.
             self._scan()
         self._before, self._ring, self._cursor = self._ring, ring, 0
+        self._members = frozenset(member.id for member in ring.members)
 
     def dropped_all(self) -> None:
         """What this node kept is gone: nothing is level that somebody else owns too."""
@@ -178,9 +184,11 @@ class Levels:
         effects: list[Effect] = []
         for node_id in list(self._sources):
             source = self._sources[node_id]
-            if node_id not in living:  # What it had is gone with it; should it be back, it begins anew.
+            if node_id not in living and node_id not in self._members:
                 for slot in list(source.slots):
                     self._settle(slot, node_id)
+            elif node_id not in living:
+                source.due_s = max(source.due_s, now.monotonic_s + RETRY_S)
             elif now.monotonic_s >= source.due_s:
                 self._calls.pop(source.call_id, None)
                 effects.append(self._ask(node_id, source, now))

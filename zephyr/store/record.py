@@ -146,6 +146,14 @@ class HybridLogicalClock:
             self._last = remote
         return True
 
+    def settle(self, unix_ms: int) -> None:
+        """Come back to a wall clock that was set back: nobody takes stamps from so far ahead.
+
+        Only where others own every key too, so that no record stands here alone under such a stamp.
+        """
+        if (self._last >> 16) > unix_ms + CLOCK_DRIFT_MAX_MS:
+            self._last = unix_ms << 16
+
     def now_unix_ms(self, unix_ms: int) -> int:
         """Return max(wall clock, this clock), in unix ms: what deadlines and expiry use."""
         return max(unix_ms, self._last >> 16)

@@ -139,9 +139,26 @@ class Store:
         marks = self._tombstones.get(slot)
         return marks.get(key) if marks else None
 
-    def touch(self, key: bytes) -> None:
-        """Count a use of a key that holds a value."""
-        self._policy.touch(key)
+    def standing(
+        self, slot: int, key: bytes, now_unix_ms: int, *, is_use: bool = False
+    ) -> tuple[bytes | None, Version]:
+        """Return the live record or tombstone of a key, or None and its *mark*. `is_use`: a value found was used.
+
+        At or below its mark a key without an entry had one, or may have had: the version that expired or was evicted,
+        or the slot's floor; `VERSION_ZERO` when nothing is known.
+        """
+        entries = self._slots.get(slot)
+        record = entries.get(key) if entries else None
+        if record:
+            if not _is_expired(record, now_unix_ms):
+                if is_use:
+                    self._policy.touch(key)
+                return record, VERSION_ZERO
+            return None, record_version(record)
+        marks = self._tombstones.get(slot)
+        if marks and key in marks:
+            return marks[key], VERSION_ZERO
+        return None, self._mark(slot, key)
 
     def slot_items(self, slot: int) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over (key, record) of a slot as it is now, tombstones included, expired values too."""
@@ -171,6 +188,10 @@ class Store:
         return sorted({**{slot: None for slot, entries in self._slots.items() if entries}, **self._tombstones})
 
     # --- writing --------------------------------------------------------------------------------------
+
+    def is_too_large(self, key: bytes, record: bytes) -> bool:
+        """Whether a value is larger than the whole bound."""
+        return self._size(key, record) > self.bytes_max
 
     def apply(self, slot: int, key: bytes, record: bytes, now_unix_ms: int, *, cold: bool = False) -> Applied:
         """Take a record if it is newer than what stands; the same one again changes nothing.
@@ -202,6 +223,15 @@ class Store:
         if self.bytes_used > self.bytes_max:
             self._evict(key)
         return Applied(applied=True, existed=existed, newest=version)
+
+    def drop_outdated(self, slot: int, key: bytes, mark: Version) -> bool:
+        """Drop a value below a mark that another replica has of its key, and keep that mark. False: there is none."""
+        record = self._slots.get(slot, {}).get(key)
+        if not record or record_version(record) >= mark:
+            return False
+        self._remove(slot, key, record)
+        self._remember_ghost(slot, key, mark)
+        return True
 
     def drop_slot(self, slot: int) -> int:
         """Forget all of a slot, since this node no longer owns it. Return how many entries went.

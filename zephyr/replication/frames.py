@@ -1,0 +1,89 @@
+"""Calls to one peer in one frame: what a batch sends costs one round trip a peer.
+
+Decides which calls share a frame, within bounds. What a call asks, and what becomes of its answer, is for the
+coordinator to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+from typing import Any
+
+from zephyr.events import Effect, SendPeer
+from zephyr.model import Instant, NodeId
+from zephyr.peer.wire import Operation, Status
+from zephyr.replication.replica import MANY_BYTES_MAX, MANY_CALLS_MAX, Answer
+
+GROUPED = (Operation.READ, Operation.DIGEST, Operation.WRITE)
+"""Calls that may share a frame."""
+
+
+class Frame:
+    """Calls that go to one peer together."""
+
+    __slots__ = ("calls", "deadline_s", "node_id", "size_bytes")
+
+    def __init__(self, node_id: NodeId) -> None:
+        self.node_id = node_id
+        self.calls: list[SendPeer] = []
+        self.size_bytes = 0
+        self.deadline_s = -inf
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether a call of that size still fits."""
+        return len(self.calls) < MANY_CALLS_MAX and self.size_bytes + size_bytes <= MANY_BYTES_MAX
+
+    def add(self, call: SendPeer, size_bytes: int) -> None:
+        """Put a call into the frame."""
+        self.calls.append(call)
+        self.size_bytes += size_bytes
+        self.deadline_s = max(self.deadline_s, call.deadline_s)
+
+    def answers(self, status: int, payload: tuple[Any, ...]) -> Iterator[tuple[SendPeer, Answer]]:
+        """Iterate over the calls and the answer to each. A frame that was not understood answers none of them."""
+        is_whole = status == Status.OK and len(payload) == len(self.calls)
+        refused = Status.BAD_REQUEST if status == Status.OK else status
+        for number, call in enumerate(self.calls):
+            match payload[number] if is_whole else None:
+                case (int(answer), tuple(content)):
+                    yield call, (answer, content)
+                case _:
+                    yield call, (refused, ())
+
+
+class Frames:
+    """The frames that are under way, by call id. One that is never answered goes when its deadline has passed."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[int, Frame] = {}
+
+    def group(self, effects: list[Effect], now: Instant) -> tuple[list[Effect], list[Frame]]:
+        """Return (what is to be done as it is, frames of two calls or more)."""
+        alive = {call_id: frame for call_id, frame in self._under_way.items() if now.monotonic_s < frame.deadline_s}
+        self._under_way = alive
+        others: list[Effect] = []
+        frames: list[Frame] = []
+        open_frames: dict[NodeId, Frame] = {}
+        for effect in effects:
+            if type(effect) is not SendPeer or effect.operation not in GROUPED:
+                others.append(effect)
+                continue
+            size_bytes = sum(len(item) for item in effect.arguments)
+            frame = open_frames.get(effect.node_id)
+            if frame is None or not frame.has_room(size_bytes):
+                frame = open_frames[effect.node_id] = Frame(effect.node_id)
+                frames.append(frame)
+            frame.add(effect, size_bytes)
+        others += [frame.calls[0] for frame in frames if len(frame.calls) == 1]
+        return others, [frame for frame in frames if len(frame.calls) > 1]
+
+    def send(self, frame: Frame, call_id: int) -> SendPeer:
+        """Return the call that carries a frame."""
+        self._under_way[call_id] = frame
+        arguments = tuple((int(call.operation), call.arguments) for call in frame.calls)
+        return SendPeer(frame.node_id, call_id, Operation.MANY, arguments, frame.deadline_s)
+
+    def take(self, call_id: int) -> Frame | None:
+        """Return the frame that a call carried, once; None where it carried none."""
+        return self._under_way.pop(call_id, None)

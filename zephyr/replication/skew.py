@@ -1,0 +1,45 @@
+"""Whether this node's wall clock is the one that is wrong.
+
+Decides by the clocks that acknowledgements carry: the median of the differences to the peers, this node's own (none)
+among them, so that one bad clock is found by its owner and by nobody else. A difference is known to within the time of
+one reply, and is forgotten after `AGE_MAX_S`.
+"""
+
+from __future__ import annotations
+
+from statistics import median_low
+
+from zephyr.model import Instant, NodeId
+
+SKEW_MAX_MS = 250
+"""A node further off than this is not ready, and stamps no writes."""
+PEERS_MIN = 2
+"""With fewer peers nobody can tell whose clock is wrong."""
+AGE_MAX_S = 10.0
+"""A difference that was not confirmed for so long counts no more: clocks are set right."""
+
+
+class Skew:
+    """The differences between the peers' clocks and this node's."""
+
+    def __init__(self) -> None:
+        self.ms = 0
+        """This node's clock is so much behind the median; negative: ahead."""
+        self._differences: dict[NodeId, tuple[int, float]] = {}
+
+    @property
+    def is_off(self) -> bool:
+        """Whether this node's clock is too far from its peers'."""
+        return not -SKEW_MAX_MS <= self.ms <= SKEW_MAX_MS
+
+    def heard(self, node_id: NodeId, unix_ms: int, now: Instant) -> None:
+        """A peer's acknowledgement carried its clock."""
+        self._differences[node_id] = (unix_ms - now.unix_ms, now.monotonic_s)
+
+    def poll(self, now: Instant) -> None:
+        """Compute the median anew, of what is fresh."""
+        if not self._differences:
+            return
+        fresh = {node_id: item for node_id, item in self._differences.items() if now.monotonic_s - item[1] < AGE_MAX_S}
+        self._differences = fresh
+        self.ms = median_low([0, *(ms for ms, _ in fresh.values())]) if len(fresh) >= PEERS_MIN else 0
