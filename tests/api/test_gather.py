@@ -230,7 +230,7 @@ async def test_who_gives_up_takes_the_answer_from_nobody():
                 await asyncio.sleep(0.005)
         asking[0].cancel()
         held.set()
-        document = await asking[1]
+        document = strict(await asking[1])
         await gatherer.close()
     assert asking[0].cancelled()
     assert document["nodes"][1]["answered"] is True

@@ -322,7 +322,7 @@ async def test_a_key_is_explained_where_the_node_can(show):
     replicas = [
         {"node": "n2", "state": "value", "version": "00ff", "expires_unix_ms": 0, "hinted": ["n3"]},
         {"node": "n3", "state": "unreachable", "version": "", "expires_unix_ms": 0, "hinted": []},
-        {"node": "n1", "state": "tombstone", "version": "00fe", "expires_unix_ms": 0, "hinted": []},
+        {"node": "n1", "state": "tombstone", "version": "00fe", "expires_unix_ms": 0, "hinted": [], "level": False},
         {"node": "n9", "state": "ghost", "version": "", "expires_unix_ms": 0, "hinted": []},
     ]
     backend.pages["/cluster/explain/a%2Fb%20%C3%A9"] = {"key": "a%2Fb%20%C3%A9", "replicas": replicas}
@@ -332,7 +332,8 @@ async def test_a_key_is_explained_where_the_node_can(show):
     await expect(page.locator(".key .answer")).to_contain_text("a/b é is in slot 77, which belongs to")
     shown = await page.locator(".key ol.owners li").all_inner_texts()
     assert [re.sub(r"\s+", " ", text).strip() for text in shown] == [
-        "n2 has a value; keeps it for n3 00ff", "n3 cannot be asked", "n1 has a deletion 00fe",
+        "n2 has a value; keeps it for n3 00ff", "n3 cannot be asked",
+        "n1 has a deletion, older; it still fetches what it missed 00fe",
     ]  # fmt: skip
     await expect(page.locator(".key ul.owners li")).to_contain_text("n9 had a value that expired or was evicted")
     assert seen.complaints == []

@@ -49,16 +49,16 @@ class Gatherer:
     def __init__(self, node_id: NodeId) -> None:
         self._node_id = node_id
         self._session: aiohttp.ClientSession | None = None
-        self._running: asyncio.Task[Document] | None = None
+        self._running: asyncio.Task[bytes] | None = None
         self._fresh_until_s = 0.0
         """Monotonic seconds until which the last answer is given again."""
 
-    async def cluster(self, view: Callable[[], ClusterView], own: Callable[[], tuple[Document, Document]]) -> Document:
-        """Return what every member says.
+    async def cluster(self, view: Callable[[], ClusterView], own: Callable[[], tuple[Document, Document]]) -> bytes:
+        """Return what every member says, as JSON.
 
         `view` names the members, `own` returns this node's own views and info, which are read when the others are
         asked, so that all of it is of one moment. Takes at most `ANSWER_MAX_S` and a little; a member that has not
-        answered by then has a reason instead. The document is shared between callers and not to be changed.
+        answered by then has a reason instead.
         """
         if self._running is None or (self._running.done() and time.monotonic() >= self._fresh_until_s):
             self._running = asyncio.create_task(self._ask_all(view(), own))
@@ -84,7 +84,7 @@ class Gatherer:
         if self._session is not None:
             await self._session.close()
 
-    async def _ask_all(self, view: ClusterView, own: Callable[[], tuple[Document, Document]]) -> Document:
+    async def _ask_all(self, view: ClusterView, own: Callable[[], tuple[Document, Document]]) -> bytes:
         began_s = time.monotonic()
         asked, left_out = _chosen(view, self._node_id)
         views, info = own()
@@ -94,18 +94,18 @@ class Gatherer:
                 "id": self._node_id, "http": _http_of(view, self._node_id), "answered": True, "reason": "",
                 "took_ms": 0.0, "views": views, "info": info,
             }  # fmt: skip
-            return {
-                "node": self._node_id,
-                "now_unix_ms": views["now_unix_ms"],
-                "took_ms": _ms_since(began_s),
-                "nodes": sorted([mine, *said], key=lambda node: node["id"]),
+            # Each part was written when it came: all of it at once would hold up the loop where members are many.
+            nodes = [text for _, text in sorted([(self._node_id, json.dumps(mine)), *said])]
+            rest = {
+                "node": self._node_id, "now_unix_ms": views["now_unix_ms"], "took_ms": _ms_since(began_s),
                 "not_asked": left_out,
-            }
+            }  # fmt: skip
+            return f'{json.dumps(rest)[:-1]}, "nodes": [{", ".join(nodes)}]}}\n'.encode()
         finally:
             self._fresh_until_s = time.monotonic() + max(KEPT_S, KEPT_PER_PEER_S * len(asked))
 
-    async def _ask(self, node_id: NodeId, address: Address) -> Document:
-        """Return what one member says, or why it says nothing."""
+    async def _ask(self, node_id: NodeId, address: Address) -> tuple[NodeId, str]:
+        """Return what one member says, or why it says nothing, as JSON behind its id."""
         began_s = time.monotonic()
         views: Document | None = None
         info: Document | None = None
@@ -121,15 +121,11 @@ class Gatherer:
             reason = f"nothing came within {ANSWER_MAX_S:g} s"
         except _NoAnswerError as error:
             reason = str(error)
-        return {
-            "id": node_id,
-            "http": address,
-            "answered": views is not None,
-            "reason": "" if views is not None else reason,
-            "took_ms": _ms_since(began_s),
-            "views": views,
-            "info": info,
-        }
+        said = {
+            "id": node_id, "http": address, "answered": views is not None,
+            "reason": "" if views is not None else reason, "took_ms": _ms_since(began_s), "views": views, "info": info,
+        }  # fmt: skip
+        return node_id, json.dumps(said)
 
     async def _get(self, address: Address, path: str, shape: dict[str, Any]) -> Document:
         """Return what a page says, as far as it has this shape. Raises `_NoAnswerError`, or TimeoutError."""

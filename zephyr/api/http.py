@@ -463,7 +463,7 @@ class HttpApi:
     async def _cluster(self, _request: RawRequestMessage, _target: Target) -> Response:
         node = self._served_node()
         own = lambda: (self._own_views(), self._own_info())  # noqa: E731  # read when the others are asked
-        return self._json(await self._gatherer.cluster(lambda: node.view, own))
+        return self._contract.page(await self._gatherer.cluster(lambda: node.view, own), b"application/json")
 
     async def _cluster_certificate(self, request: RawRequestMessage, target: Target) -> Response:
         """Answer as `_certificate`, or as the accuser itself where it can be asked."""

@@ -68,7 +68,8 @@ export class KeyOwners {
     const { slot, owners } = this.#owners;
     const replicas = new Map((this.#explanation?.replicas ?? []).map((replica) => [replica.node, replica]));
     const others = [...replicas.keys()].filter((id) => !owners.includes(id));
-    const holder = (id) => html`<li>${named(id, known)}${held(replicas.get(id))}</li>`;
+    const newest = [...replicas.values()].reduce((found, { version }) => (version > found ? version : found), "");
+    const holder = (id) => html`<li>${named(id, known)}${held(replicas.get(id), newest)}</li>`;
     const besides = html`<p class="quiet">and besides</p>
       <ul class="owners">
         ${others.map(holder)}
@@ -84,10 +85,13 @@ export class KeyOwners {
   }
 }
 
-function held(replica) {
+/** What one node holds. Versions compare as their texts do. */
+function held(replica, newest) {
   if (!replica) return nothing;
+  const older = replica.version && replica.version < newest ? ", older" : "";
+  const level = replica.level === false ? "; it still fetches what it missed" : "";
   const expires = replica.expires_unix_ms ? `, until ${clock(replica.expires_unix_ms)}` : "";
   const hinted = replica.hinted?.length ? `; keeps it for ${replica.hinted.join(", ")}` : "";
   const version = replica.version ? html` <code class="version">${replica.version}</code>` : nothing;
-  return html` ${quiet(`${STATES[replica.state] ?? replica.state}${expires}${hinted}`)}${version}`;
+  return html` ${quiet(`${STATES[replica.state] ?? replica.state}${older}${expires}${hinted}${level}`)}${version}`;
 }
