@@ -91,6 +91,10 @@ class Metrics(Collector):
         self._buckets[operation][bisect_left(DURATION_BOUNDS_S, duration_s)] += 1
         self._sums_s[operation] += duration_s
 
+    def request_counts(self) -> dict[str, int]:
+        """Return how many requests were answered, by operation."""
+        return {name: sum(codes) for name, codes in zip(OPERATIONS, self._codes, strict=True)}
+
     def count_request(self, operation: int, status: int) -> None:
         """Count one answer to what was no request, and so took no time."""
         self._codes[operation][status] += 1

@@ -1624,6 +1624,8 @@ async def test_the_pages_show_the_node():
         assert (info["id"], info["items"], info["bytes"], info["bytes_max"]) == ("n1", 0, 0, 1 << 24)
         assert info["pid"] > 0
         assert info["uptime_s"] >= 0
+        assert info["requests"].keys() >= {"get", "put", "delete", "page"}
+        assert info["requests"]["page"] >= 2
         views = await page("/debug/views")
         assert (views["node"], views["cluster"], views["authority"]) == ("n1", "dev", "gossip")
         assert views["etcd"] == {"state": "off", "revision": 0, "lease_ttl_s": None, "reason": ""}
@@ -1640,7 +1642,10 @@ async def test_the_pages_show_the_node():
         ring = await page("/debug/ring")
         assert ring["owners"] == [{"id": "n1", "share": 1.0, "replica_share": 1.0, "tokens": 1024}]
         assert ring["pending"] == []
-        assert await page("/debug/ring?key=%7Ba%7D%2F") == {"key": "%7Ba%7D%2F", "slot": 15495, "owners": ["n1"]}
+        explanation = "/cluster/explain/%7Ba%7D%2F" if b"/cluster/explain/" in served.api._pages else None
+        assert await page("/debug/ring?key=%7Ba%7D%2F") == {
+            "key": "%7Ba%7D%2F", "slot": 15495, "owners": ["n1"], "explain": explanation,
+        }  # fmt: skip
         assert (await client.ask("GET", "/debug/ring?key=%")).status == 400
         assert (await client.ask("GET", "/debug/ring?key=")).status == 404
         events = (await page("/debug/timeline"))["events"]

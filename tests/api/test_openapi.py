@@ -11,6 +11,7 @@ import pytest
 import schemathesis
 
 from zephyr.api import batch, contract, http, openapi
+from zephyr.api.assets import PAGE_PATH, assets
 from zephyr.api.backend import Backend
 from zephyr.api.http import HttpApi
 from zephyr.config import Settings
@@ -62,7 +63,8 @@ def test_every_path_is_described_and_no_other(free_standing_api):
         return path.decode() + (f"{{{name}}}" if path.endswith(b"/") else "")
 
     api = free_standing_api
-    expected = {(method, described(path)) for path in api._pages for method in contract.PAGE_METHODS}
+    files = set(assets()) - {PAGE_PATH}
+    expected = {(method, described(path)) for path in api._pages.keys() - files for method in contract.PAGE_METHODS}
     expected |= {(method, described(path)) for path in api._actions for method in contract.ACTION_METHODS}
     expected |= {(method, "/kv/{key}") for method in contract.KV_METHODS} | {("POST", http.BATCH_PATH.decode())}
     assert set(OPERATIONS) == expected

@@ -12,14 +12,14 @@ from urllib.parse import quote
 from zephyr import __version__
 from zephyr.api.contract import key_text
 from zephyr.gossip.certificate import Certificate, Stub
-from zephyr.metrics import disagreements
+from zephyr.metrics import Metrics, disagreements
 from zephyr.model import Address, ClusterView, EtcdStatus, Explanation, Instant, MemberView, NodeId, TimelineEntry
 from zephyr.node import Node
 from zephyr.ring.ring import key_slot
 
 
-def info_page(node: Node, pid: int, started: Instant, now: Instant) -> dict[str, Any]:
-    """What this process is and holds."""
+def info_page(node: Node, metrics: Metrics, pid: int, started: Instant, now: Instant) -> dict[str, Any]:
+    """What this process is and holds, and how often it was asked for something."""
     store = node.store
     return {
         "id": node.settings.id,
@@ -41,6 +41,9 @@ def info_page(node: Node, pid: int, started: Instant, now: Instant) -> dict[str,
         "slots_pending": node.levels.pending,
         "hints": {**node.hints.counts(), "pending": node.hints.pending},
         "requests_in_flight": node.coordinator.requests_in_flight,
+        "requests": metrics.request_counts(),
+        "hits": metrics.hits,
+        "misses": metrics.misses,
     }
 
 

@@ -21,6 +21,7 @@ from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
 
 from zephyr.api import batch, contract, debug, openapi
+from zephyr.api.assets import assets
 from zephyr.api.backend import Backend
 from zephyr.api.batch import Batch
 from zephyr.api.connection import (
@@ -37,10 +38,12 @@ from zephyr.api.connection import (
 )
 from zephyr.api.contract import KV_PREFIX, Contract, Problem, RefusedError, Response, Target
 from zephyr.api.events import SIGN_OF_LIFE, Follower
+from zephyr.api.gather import Gatherer
 from zephyr.api.scan import Scan
 from zephyr.config import Settings, format_address, parse_address
 from zephyr.errors import ConfigError
 from zephyr.events import EvictionRequested, HoldReleaseRequested, OperatorEvent
+from zephyr.gossip.certificate import Stub
 from zephyr.metrics import BATCH, DELETE, GET, HEAD, INCR, OTHER, PAGE, PATCH, PUT, SCAN, Metrics
 from zephyr.model import Address, Condition, Instant, NodeId, Outcome, UpdateRequest, WriteRequest
 from zephyr.node import Node
@@ -99,6 +102,7 @@ class HttpApi:
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
         self._bound_address: Address = settings.http
+        self._gatherer = Gatherer(settings.id)
         self._streams: dict[Stream, Connection] = {}
         """Answers without an end, and some that have just ended."""
         self._pages: dict[bytes, Page] = {
@@ -107,6 +111,9 @@ class HttpApi:
             b"/readyz": self._ready,
             b"/info": self._info,
             b"/metrics": self._show_metrics,
+            **dict.fromkeys(assets(), self._asset),
+            b"/debug/cluster": self._cluster,
+            b"/debug/cluster/certificate/": self._cluster_certificate,
             b"/openapi.json": self._openapi,
             b"/debug/views": self._views,
             b"/debug/ring": self._ring,
@@ -178,6 +185,7 @@ class HttpApi:
         if self._guard is None or self._server is None:
             return
         await self.drain(self._limits.close_s)
+        await self._gatherer.close()
         self._guard.stop()
         connections = cast("list[Connection]", self._server.connections)
         tasks = [task for task in [connection.cancel() for connection in connections] if task is not None]
@@ -445,8 +453,37 @@ class HttpApi:
             return self._contract.problem(contract.NOT_READY, "; ".join(missing))
         return self._contract.page(b"ready\n", b"text/plain; charset=utf-8")
 
+    async def _asset(self, request: RawRequestMessage, target: Target) -> Response:
+        """Serve the page for people: it asks for everything else by itself, so it is there before the node is."""
+        asset = assets().get(target.path)
+        if asset is None:
+            raise RefusedError(contract.UNKNOWN_PAGE, "this path leads nowhere")
+        return asset.response(_raw(", ".join(request.headers.getall("If-None-Match", ()))))
+
+    async def _cluster(self, _request: RawRequestMessage, _target: Target) -> Response:
+        node = self._served_node()
+        own = lambda: (self._own_views(), self._own_info())  # noqa: E731  # read when the others are asked
+        return self._contract.page(await self._gatherer.cluster(lambda: node.view, own), b"application/json")
+
+    async def _cluster_certificate(self, request: RawRequestMessage, target: Target) -> Response:
+        """Answer as `_certificate`, or as the accuser itself where it can be asked."""
+        node, node_id = self._served_node(), _named(target)
+        held = node.swim.certificates.of(node_id)
+        if isinstance(held, Stub):
+            told = await self._gatherer.certificate(node.view, held.accuser, node_id)
+            if told is not None:
+                return self._json(told)
+        return await self._certificate(request, target)
+
+    def _own_info(self) -> dict[str, Any]:
+        return debug.info_page(self._served_node(), self._metrics, os.getpid(), self._started, self._now())
+
+    def _own_views(self) -> dict[str, Any]:
+        lag_s = self._metrics.event_loop_lag_s
+        return debug.views_page(self._served_node(), lag_s, self._started, self._now())
+
     async def _info(self, _request: RawRequestMessage, _target: Target) -> Response:
-        return self._json(debug.info_page(self._served_node(), os.getpid(), self._started, self._now()))
+        return self._json(self._own_info())
 
     async def _show_metrics(self, request: RawRequestMessage, _target: Target) -> Response:
         body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
@@ -458,14 +495,15 @@ class HttpApi:
         return self._openapi_document
 
     async def _views(self, _request: RawRequestMessage, _target: Target) -> Response:
-        lag_s = self._metrics.event_loop_lag_s
-        return self._json(debug.views_page(self._served_node(), lag_s, self._started, self._now()))
+        return self._json(self._own_views())
 
     async def _ring(self, _request: RawRequestMessage, target: Target) -> Response:
         node = self._served_node()
         raw_key = contract.lenient_parameter(target.query, "key")
         if raw_key is not None:
-            return self._json(debug.ring_key_page(node, contract.checked_key(raw_key)))
+            key = contract.checked_key(raw_key)
+            explanation = EXPLAIN_PREFIX.decode() + contract.key_text(key) if EXPLAIN_PREFIX in self._pages else None
+            return self._json({**debug.ring_key_page(node, key), "explain": explanation})
         while not node.ring.fill():  # noqa: ASYNC110  # it works and waits for nothing: slice by slice: filling it at once would stall the loop
             await asyncio.sleep(0)
         return self._json(debug.ring_page(node))

@@ -176,6 +176,13 @@ def _pages() -> dict[str, Json]:
     metrics = {200: {**_answered("All metrics.", "Cache-Control"), "content": exposition}}
     events = {"text/event-stream": {"schema": {"type": "string"}}}
     stream = {200: {**_answered("Events without an end.", "Cache-Control"), "content": events}}
+    markup = {
+        200: {
+            **_answered("The page.", "ETag", "Cache-Control"),
+            "content": {"text/html": {"schema": {"type": "string"}}},
+        },
+        304: _answered("It is the one that the client has.", "ETag"),
+    }
     document_schema = {"type": "object", "required": ["openapi", "paths"]}
     return {
         "/healthz": _operation("probes", "healthz", "Whether the loop turns", (), alive),
@@ -186,6 +193,12 @@ def _pages() -> dict[str, Json]:
             "pages", "openapi", "This document", (), {200: _json("This document.", document_schema)}
         ),
         "/info": page("info", "What this process is and holds", "Info"),
+        "/debug": _operation("pages", "page", "The page for people", (), markup),
+        "/debug/cluster": page("cluster", "What every node says, asked by this one", "Cluster"),
+        "/debug/cluster/certificate/{id}": page(
+            "clusterCertificate", "Why a member was last declared dead, in its accuser's words", "Certificate",
+            contract.UNKNOWN_MEMBER, contract.NO_CERTIFICATE, parameters=("id",),
+        ),
         "/debug/views": page("views", "What each witness says of each member, and what follows", "Views"),
         "/debug/ring": page(
             "ring", "Who owns how much, or with `key` who owns that key", "RingOrKey",
@@ -507,6 +520,15 @@ def _schemas_of_pages() -> dict[str, Json]:
             gossip=_object(health=_INTEGER, probe_interval_s=_NUMBER, event_loop_lag_s=_or_null("number")),
             ring=_object(epoch=_STRING, digest=_STRING, owners=_list(_STRING)), disagreements=_INTEGER,
             members=_list(member),
+        ),
+        "Cluster": _object(
+            node=_STRING, now_unix_ms=_INTEGER, took_ms=_NUMBER, not_asked=_list(_STRING),
+            nodes=_list(
+                _object(
+                    id=_STRING, http=_STRING, answered=_BOOLEAN, reason=_STRING, took_ms=_NUMBER,
+                    views=_or_null("object"), info=_or_null("object"),
+                )
+            ),
         ),
         "Ring": ring,
         "RingOrKey": {"oneOf": [_ref("schemas", "Ring"), _ref("schemas", "KeyOwners")]},
