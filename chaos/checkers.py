@@ -472,13 +472,15 @@ def check_acknowledged_lost(facts: Facts) -> Verdict:
         ]  # fmt: skip
         counted = [item for item in acknowledged if bisect_right(facts.eras_s, item.invoked_s) == len(facts.eras_s)]
         verdict.unknown += len(acknowledged) - len(counted)
-        if counted and key in holdings:
+        if not counted:
+            continue
+        highest = max(counted, key=facts.least_version)
+        if key in holdings:
             verdict.judged += len(counted)
-            highest = max(counted, key=facts.least_version)
             _check_kept(verdict, facts, holdings[key], highest, operations)
-            _check_read_back(verdict, facts, healed_s, highest, operations)
         else:
             verdict.unknown += len(counted)
+        _check_read_back(verdict, facts, healed_s, highest, operations)
     return verdict.close("the history does not tell what was left in the end")
 
 

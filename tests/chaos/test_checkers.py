@@ -383,6 +383,8 @@ def test_what_is_read_after_healing_is_not_less_than_was_acknowledged():
     assert healed.get("a", 3.5, 0.1).is_green("acknowledged-lost"), "not healed yet"
     assert healed.get("a", 5, 0.1).is_red("acknowledged-lost")
     assert Story().add(Level(4)).put("a", 0).kept(n1=0.1).get(None, 5).is_red("acknowledged-lost")
+    assert Story().add(Level(4)).put("a", 0).get(None, 5).is_red("acknowledged-lost"), "though nobody told what is kept"
+    assert Story().add(Level(4)).put("a", 0).get("a", 5, 0.1).is_green("acknowledged-lost")
 
 
 def test_what_was_acknowledged_before_too_many_losses_is_unknown():
