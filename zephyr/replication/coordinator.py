@@ -94,6 +94,8 @@ UPDATE_ROUNDS_MAX = 5
 """How often an update reads anew because another write came in between."""
 PHI_DOUBTED = 1.0
 """From this suspicion on a replica is asked after the others: one in ten such silences is a death."""
+RANKS_KEPT_S = 0.01
+"""How long what is known of a replica's silence and latency stands: either takes longer to say anything new."""
 
 
 class Pending:
@@ -206,6 +208,9 @@ class Coordinator:
         self._suspects: dict[NodeId, bool] = {}
         self._others: tuple[NodeId, ...] = ()
         """Who may keep a record for an owner that cannot be reached."""
+        self._ranks: dict[NodeId, tuple[bool, bool, int]] = {}
+        """Members -> (suspected, silent, latency): the lowest is asked first."""
+        self._ranks_until_s = -inf
         self._deadlines: deque[tuple[float, int]] = deque()
         self._deadlines_own: list[tuple[float, int]] = []
         self._impatience: list[tuple[float, int]] = []
@@ -277,6 +282,7 @@ class Coordinator:
         self._unreachable = {row.member.id: True for row in others if not row.routable}
         self._suspects = {row.member.id: True for row in view.members if row.gossip == "suspect"}
         self._others = tuple(row.member.id for row in others if row.routable and row.in_ring)
+        self._ranks_until_s = -inf
         self.committed_count = view.committed_count
         self.latencies.keep_only({row.member.id: True for row in others})
 
@@ -440,16 +446,22 @@ class Coordinator:
         This node, then the others: those that gossip suspects last, then those whose silence is suspicious, then by
         latency.
         """
-        unreachable, suspects = self._unreachable, self._suspects
+        unreachable = self._unreachable
         if need == len(owners) and not unreachable:
             return owners
+        if now.monotonic_s >= self._ranks_until_s:
+            self._ranks, self._ranks_until_s = {}, now.monotonic_s + RANKS_KEPT_S
+        ranks = self._ranks
+        for owner in owners:
+            if owner not in ranks:
+                ranks[owner] = self._rank(owner, now)
+        reachable = [owner for owner in owners if owner not in unreachable] if unreachable else owners
+        return tuple(sorted(reachable, key=ranks.__getitem__))
 
-        def rank(owner: NodeId) -> tuple[bool, bool, bool, int]:
-            if owner == self._id:
-                return False, False, False, 0
-            return True, owner in suspects, self._phi(owner, now) >= PHI_DOUBTED, self.latencies.rank(owner)
-
-        return tuple(sorted([owner for owner in owners if owner not in unreachable], key=rank))
+    def _rank(self, owner: NodeId, now: Instant) -> tuple[bool, bool, int]:
+        if owner == self._id:
+            return False, False, -1
+        return owner in self._suspects, self._phi(owner, now) >= PHI_DOUBTED, self.latencies.rank(owner)
 
     def _drive_read(self, running: _Running, machine: QuorumRead, now: Instant) -> list[Effect]:
         """Send what a read wants sent, and answer for this replica, until it waits for others or is decided."""
