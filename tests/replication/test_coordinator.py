@@ -14,6 +14,8 @@ from zephyr.replication.coordinator import (
     CONFIRMATION_WAIT_S,
     DOUBTED_MAX,
     NOT_OWNER_PAUSE_S,
+    PHI_DOUBTED,
+    RANKS_KEPT_S,
     Coordinator,
     Pending,
 )
@@ -176,6 +178,23 @@ def test_a_read_asks_suspects_last_and_those_that_cannot_be_reached_never():
     assert completed(coordinator.failed(calls[0].call_id, "lost", at(1.1), sent=True)).failure is Failure.UNAVAILABLE
 
 
+def test_what_is_known_of_a_replicas_silence_stands_for_a_moment():
+    coordinator, silence = build("n1", "n2", "n3"), {"n2": 0.0, "n3": 0.0}
+    coordinator._phi = lambda node_id, _now: silence[node_id]
+    key = key_owned_by(coordinator, lambda owners: owners == ("n1", "n2", "n3"))
+
+    def asked(second: float) -> str:
+        return sends(coordinator.begin_read(ReadRequest(key), at(second)).effects)[0].node_id
+
+    assert asked(1) == "n2"
+    silence["n2"] = PHI_DOUBTED
+    assert asked(1 + RANKS_KEPT_S / 2) == "n2"
+    assert asked(1 + RANKS_KEPT_S) == "n3"
+    silence["n3"] = PHI_DOUBTED
+    route(coordinator, suspects=["n3"])
+    assert asked(1 + RANKS_KEPT_S) == "n2", "a suspicion is heard at once"
+
+
 def test_a_write_is_not_sent_to_who_cannot_be_reached():
     coordinator = build("n1", "n2", "n3")
     route(coordinator, unreachable=["n2"])
@@ -271,6 +290,24 @@ def test_a_slow_replica_is_not_waited_for_and_is_repaired_when_it_answers():
     [repair] = sends(coordinator.replied(slow.call_id, Status.OK, version_found(None), at(2.3)))
     assert (repair.node_id, repair.operation) == (slow.node_id, Operation.REPAIR)
     coordinator.check_invariants()
+
+
+def test_whoever_holds_the_timer_hears_of_each_moment_that_a_request_waits_for():
+    coordinator = build("n1", "n2", "n3")
+    assert coordinator.due_s == coordinator.deadline() == float("inf")
+    coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
+    assert coordinator.due_s == 1 + SETTINGS.request_timeout
+    [call] = sends(coordinator.begin_read(ReadRequest(b"key"), at(2)).effects)
+    assert coordinator.due_s == pytest.approx(2 + PATIENCE_UNKNOWN_S)
+    coordinator.replied(call.call_id, Status.NOT_OWNER, (1, 6, b"ring-two"), at(2.01))
+    coordinator.poll(at(2 + PATIENCE_UNKNOWN_S))
+    assert coordinator.due_s == coordinator.deadline() == pytest.approx(2.01 + NOT_OWNER_PAUSE_S)
+    route(coordinator, unreachable=["n2"])
+    coordinator.begin_write(WriteRequest(b"key", b"value"), at(2.2))
+    assert coordinator.due_s > 2.2, "a hint is kept once the write is decided"
+    coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(2.2))
+    assert coordinator.due_s == coordinator.hints.deadline() == -float("inf")
+    assert coordinator.deadline() > 2.2
 
 
 def test_second_askings_have_a_budget():

@@ -192,6 +192,9 @@ class Coordinator:
         """Records sent to replicas that lacked them, because a read found out."""
         self.confirmed_until_s = inf
         """As in the replica: the hot path asks."""
+        self.due_s = inf
+        """Not after `deadline`, nor after that of a hint kept since it was last asked for: a later timer must be moved.
+        For each request this is asked, and not what all machines of a node wait for."""
         self._id = settings.id
         self._phi = phi
         self._requests: dict[int, _Running] = {}
@@ -228,11 +231,6 @@ class Coordinator:
         """Client requests that wait for peers."""
         return len(self._requests) - self._tails
 
-    @property
-    def is_timer_nearer(self) -> bool:
-        """Whether `deadline` may have come nearer since the last call: a request waits for a moment."""
-        return bool(self._parked) or self.hints.deadline() == -inf
-
     def check_invariants(self) -> None:
         """Assert what must hold between any two calls; for tests and the simulator."""
         for call_id, running in self._calls.items():
@@ -246,6 +244,9 @@ class Coordinator:
         assert not self._freed, "an update waits for nothing"
         for line in self._lines.values():
             assert all(request_id in self._requests for request_id in line)
+        due_s = self.due_s
+        assert due_s <= self.deadline(), "a request waits for a moment that nobody has heard of"
+        self.due_s = due_s
         self.hints.check_invariants()
 
     # --- what the node reports ----------------------------------------------------------------------
@@ -394,6 +395,7 @@ class Coordinator:
     def _enter(self, running: _Running) -> None:
         """Put a request into the table."""
         self._requests[running.request_id] = running
+        self.due_s = min(self.due_s, running.deadline_s)
         if running.request.timeout_s is None:
             self._deadlines.append((running.deadline_s, running.request_id))
         else:
@@ -491,6 +493,7 @@ class Coordinator:
             if not repairs:
                 break
         if patience_s and machine.is_choice_left:
+            self.due_s = min(self.due_s, now.monotonic_s + patience_s)
             heapq.heappush(self._impatience, (now.monotonic_s + patience_s, running.request_id))
         return effects
 
@@ -593,6 +596,7 @@ class Coordinator:
         for node_id in owners:
             if node_id != self._id:
                 self.hints.keep(node_id, running.request.key, running.record)
+                self.due_s = min(self.due_s, self.hints.deadline())
 
     # --- updates ------------------------------------------------------------------------------------
 
@@ -936,6 +940,7 @@ class Coordinator:
         """Wait a moment for the ring to change here."""
         self._release_calls(running)
         running.parked = "owner"
+        self.due_s = min(self.due_s, now.monotonic_s + NOT_OWNER_PAUSE_S)
         self._parked.append((now.monotonic_s + NOT_OWNER_PAUSE_S, running.request_id))
         return []
 
@@ -967,7 +972,9 @@ class Coordinator:
     def _wait_for_confirmation(self, running: _Running, now: Instant) -> None:
         self.replica.unconfirmed_count += 1
         running.parked = "confirmation"
-        self._unconfirmed.append((min(now.monotonic_s + CONFIRMATION_WAIT_S, running.deadline_s), running.request_id))
+        until_s = min(now.monotonic_s + CONFIRMATION_WAIT_S, running.deadline_s)
+        self.due_s = min(self.due_s, until_s)
+        self._unconfirmed.append((until_s, running.request_id))
 
     def _unconfirmed_outcome(self, running: _Running, now: Instant) -> Outcome:
         """Answer for a node that cannot make sure: a read of one replica is served and marked, others are refused."""
@@ -995,7 +1002,8 @@ class Coordinator:
         while self._unconfirmed and not self._is_parked(self._unconfirmed[0][1], "confirmation"):
             self._unconfirmed.popleft()
         lines = (self._deadlines, self._deadlines_own, self._impatience, self._parked, self._unconfirmed)
-        return min(line[0][0] if line else inf for line in lines)
+        self.due_s = min(line[0][0] if line else inf for line in lines)
+        return self.due_s
 
     def _drop_finished_deadlines(self) -> None:
         """Keep the lines in proportion to the requests in flight: behind a long time-out the finished ones pile up."""
