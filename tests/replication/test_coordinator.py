@@ -385,6 +385,43 @@ def test_deadlines_of_finished_requests_do_not_pile_up(timeout_s, monkeypatch):
     assert effect.request_id == still_open.request_id
 
 
+def test_what_a_batch_sends_to_one_peer_goes_in_one_frame_and_each_call_has_its_answer():
+    coordinator = build("n1", "n2", "n3")
+    requests = [WriteRequest(b"key-%d" % number, b"value", quorum="all") for number in range(3)]
+    begun, effects = coordinator.begin_all(requests, at(1))
+    frames = {call.node_id: call for call in sends(effects)}
+    assert {call.operation for call in frames.values()} == {Operation.MANY}
+    assert [operation for operation, _ in frames["n2"].arguments] == [Operation.WRITE] * 3
+    assert completions(coordinator, frames["n3"], ((0, acknowledged()),) * 3) == {}
+    answers = ((0, acknowledged()), (0, list(acknowledged())), (int(Status.TOO_LARGE), ()))
+    ended = completions(coordinator, frames["n2"], answers)
+    assert [ended[pending.request_id].failure for pending in begun] == [None, Failure.UNKNOWN, Failure.UNKNOWN]
+    coordinator.check_invariants()
+
+
+@pytest.mark.parametrize("answers", [(), ((0, ()),) * 2, (0, ()), (b"", (), "")])
+def test_a_frame_whose_answer_has_another_form_answers_none_of_its_calls(answers):
+    coordinator = build("n1", "n2", "n3")
+    requests = [WriteRequest(b"key-%d" % number, b"value", quorum="all") for number in range(3)]
+    begun, effects = coordinator.begin_all(requests, at(1))
+    ended = completions(coordinator, sends(effects)[0], answers)
+    assert {ended[pending.request_id].failure for pending in begun} == {Failure.UNKNOWN}
+
+
+def completions(coordinator: Coordinator, frame: SendPeer, answers: tuple[object, ...]) -> dict[int, Outcome]:
+    """Answer a frame; return what ended by it, by request."""
+    effects = coordinator.replied(frame.call_id, Status.OK, answers, at(1.1))
+    return {effect.request_id: effect.outcome for effect in effects if isinstance(effect, CompleteRequest)}
+
+
+@pytest.mark.parametrize("call", [(), (1,), [1, (b"key",)], (1, [b"key"]), ("1", (b"key",)), (True, (b"key",)), b"ab"])
+def test_a_call_of_another_form_within_a_frame_costs_that_call(call):
+    replica = build("n1").replica
+    status, answers = replica.serve(Operation.MANY, (call, (1, (b"key",))), replica.digest, at(1))
+    assert status == Status.OK
+    assert [answer for answer, _ in answers] == [Status.BAD_REQUEST, Status.OK]
+
+
 def test_a_write_overtaken_by_a_newer_one_is_stamped_above_it():
     coordinator = build("n1", "n2", "n3")
     pending = coordinator.begin_write(WriteRequest(b"key", b"mine"), at(1))
