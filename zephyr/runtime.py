@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import random
 import resource
@@ -351,7 +352,9 @@ class Runtime:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_s = deadline_s
-            self._timer = self._loop.call_later(max(0.0, deadline_s - time.monotonic()), self._fire)
+            # The loop counts in ms and would fire before a moment that it rounds down.
+            delay_ms = math.ceil(max(0.0, deadline_s - time.monotonic()) * 1000)
+            self._timer = self._loop.call_later(delay_ms / 1000, self._fire)
 
     def _arm_for_request(self) -> None:
         """Move the timer forward where a request waits for an earlier moment; nothing else has changed."""
@@ -360,6 +363,9 @@ class Runtime:
 
     def _fire(self) -> None:
         self._timer, self._timer_s = None, float("inf")
+        if self.node.deadline() > time.monotonic():
+            self._arm()  # Whoever waited for this moment has what it waited for: a read grows impatient in vain.
+            return
         self.gossip.drain()  # After a stall, the answers that waited count before the time-outs do.
         self.dispatch(TimerFired())
 
