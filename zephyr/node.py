@@ -15,7 +15,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, TypeAlias
 
 from zephyr.cluster import Reconciler
 from zephyr.config import Settings
@@ -96,6 +96,9 @@ EXPIRY_PERIOD_S = 1.0
 LEAVE_LINGER_S = 0.5
 """How long a node that left goes on serving peers: their watches need a moment to tell them."""
 
+Service: TypeAlias = Callable[[tuple[Any, ...], bytes, Instant], tuple[int, tuple[Any, ...]] | Pending]
+"""(arguments, the caller's ring digest, now) -> (status, payload), or an answer that comes later."""
+
 
 class Node:
     """One member of the cluster, without its sockets."""
@@ -170,6 +173,7 @@ class Node:
             (DatagramReceived, StreamReceived, StreamReplied, StreamFailed, SeedsResolved, LoopLagged, PeerRefused),
             self.swim.handle,
         )
+        self._services = self._table_of_services()
         if self.etcd is not None:
             self._handlers |= {
                 EtcdSnapshotRead: self.etcd.on_snapshot,
@@ -521,20 +525,29 @@ class Node:
         self, operation: int, arguments: tuple[Any, ...], ring_digest: bytes, now: Instant
     ) -> tuple[int, tuple[Any, ...]] | Pending:
         """Answer a peer's request: (status, payload); or later, with a `CompleteRequest` (`encode_outcome`)."""
-        match operation:
-            case Operation.VIEW if self.relay is not None:
-                return self.relay.serve(arguments, now)
-            case Operation.PULL:
-                return self.levels.serve(arguments)
-            case Operation.LIST:
-                return self.survey.serve_list(arguments, now)
-            case Operation.EXPLAIN:
-                return self.survey.serve_explain(arguments, now)
-            case Operation.UPDATE:
-                result = self.coordinator.begin_forwarded(arguments, ring_digest, now)
-                return (Status.OK, encode_outcome(result)) if isinstance(result, Outcome) else result
-            case _:
-                return self.coordinator.replica.serve(operation, arguments, ring_digest, now)
+        serve = self._services.get(operation)
+        if serve is None:
+            return self.coordinator.replica.serve(operation, arguments, ring_digest, now)
+        return serve(arguments, ring_digest, now)
+
+    def _serve_update(
+        self, arguments: tuple[Any, ...], ring_digest: bytes, now: Instant
+    ) -> tuple[int, tuple[Any, ...]] | Pending:
+        result = self.coordinator.begin_forwarded(arguments, ring_digest, now)
+        return (Status.OK, encode_outcome(result)) if isinstance(result, Outcome) else result
+
+    def _table_of_services(self) -> dict[int, Service]:
+        """Return who answers a peer's request: by operation; the replica where none is named."""
+        services: dict[int, Service] = {
+            Operation.PULL: lambda arguments, _digest, _now: self.levels.serve(arguments),
+            Operation.LIST: lambda arguments, _digest, now: self.survey.serve_list(arguments, now),
+            Operation.EXPLAIN: lambda arguments, _digest, now: self.survey.serve_explain(arguments, now),
+            Operation.UPDATE: self._serve_update,
+        }
+        relay = self.relay
+        if relay is not None:
+            services[Operation.VIEW] = lambda arguments, _digest, now: relay.serve(arguments, now)
+        return services
 
     def peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:
         """A peer answered a `SendPeer`."""

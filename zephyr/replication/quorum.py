@@ -115,6 +115,9 @@ class QuorumRead:
             return ()
         seen = self._seen
         newest = record_version(self.best) if self.best is not None else NO_VERSION
+        if self.best is None or self._is_agreed(newest):
+            self._outcome = Outcome(record=self.best, answered=self.answered, asked=self.asked)
+            return ()
         floor = max([item.mark for item in seen.values() if item.is_level], default=NO_VERSION)
         if newest < floor and self.best is not None:
             self.outdated = (floor, tuple(node_id for node_id, item in seen.items() if item.version))
@@ -130,6 +133,13 @@ class QuorumRead:
         else:
             self._outcome = Outcome(record=self.best, answered=self.answered, asked=self.asked)
         return blocking
+
+    def _is_agreed(self, newest: Version) -> bool:
+        """Whether all that answered have the newest version, and no mark above it: as good as always."""
+        for item in self._seen.values():  # noqa: SIM110  # a generator takes three times as long
+            if item.version != newest or item.mark > newest:
+                return False
+        return True
 
     def background(self) -> tuple[NodeId, ...]:
         """Return who is to be sent `best` without an answer being awaited, once the read is decided."""
