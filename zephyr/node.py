@@ -147,10 +147,8 @@ class Node:
         self._reclaiming: deque[int] = deque()
         self._must_drop_all = False
         """The others may have written without this node, so nothing that it keeps may be served."""
-        self._registered_epoch = 0
-        """Of this node's registration, as it was seen last."""
-        self._was_unsure = False
-        """Since then there was a moment at which nobody vouched for its view."""
+        self._registered_epoch, self._was_unsure = 0, False
+        """Of this node's registration, as it was seen last; and whether nobody vouched for its view at times since."""
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
         self._leave_asked = False
         self._stop_at_s = inf
