@@ -26,7 +26,8 @@ help:
 	@echo "               needs Docker and Compose, and root for network namespaces"
 	@echo "make containers   a Compose cluster killed, stopped, scaled; needs Docker and Compose"
 	@echo "make images    the container images of deploy/, by stand-ins where no registry can be reached"
-	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,store-put for some rows; needs wrk"
+	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,replica,batch-put for some rows;"
+	@echo "               needs wrk"
 	@echo "                ONLY=detection (not in a full run): kinship is installed in .venv-bench; needs serf, and root for silence"
 	@echo "make clean     remove what the targets made"
 
