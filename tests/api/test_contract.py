@@ -457,6 +457,7 @@ def test_a_found_value_is_answered_with_all_that_a_cache_wants_to_know():
         (
             (b"Content-Type", b"text/plain"),
             (b"Content-Length", b"5"),
+            (b"Content-Security-Policy", b"sandbox"),
             (b"ETag", b'"' + VERSION.hex().encode() + b'"'),
             (b"Last-Modified", b"Tue, 14 Nov 2023 22:13:10 GMT"),
             (b"Cache-Control", b"no-cache"),

@@ -474,7 +474,11 @@ class Contract:
                     return self.problem(PRECONDITION_FAILED, "another version stands", _replicas(outcome))
                 return Response(304, validators)
         value = record_value(record)
-        content = ((b"Content-Type", record_content_type(record)), (b"Content-Length", b"%d" % len(value)))
+        content: tuple[Header, ...] = (
+            (b"Content-Type", record_content_type(record)),
+            (b"Content-Length", b"%d" % len(value)),
+            _SANDBOXED,
+        )
         return Response(200, content + validators, value)
 
     def outcome_of_write(self, method: str, outcome: Outcome) -> Response:
@@ -549,6 +553,8 @@ class Contract:
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 """The first line of each answer."""
 _NOSNIFF: Header = (b"X-Content-Type-Options", b"nosniff")
+_SANDBOXED: Header = (b"Content-Security-Policy", b"sandbox")
+"""A value that says of itself that it is a page runs nothing in the origin of /debug and of operators' requests."""
 _UNCONFIRMED: Header = (b"X-Zephyr-Authority", b"unconfirmed")
 _ONE_OF_ONE: Header = (b"X-Zephyr-Replicas", b"1/1")
 _EMPTY: Header = (b"Content-Length", b"0")
