@@ -1487,10 +1487,13 @@ def test_random_misbehaviour_leaves_nothing_behind(seed, loop_factory, caplog):
             stored(served, b"large", 900_000)
             for _ in range(4):
                 await asyncio.gather(*[misbehave(served.address, random.Random(rng.random())) for _ in range(60)])
-            await until(lambda: not served.api._server.connections, "every handler has ended")
             guard = served.api._guard
             queues = (guard.headers, guard.idle, guard.body, guard.body_whole, guard.unread, guard.closing)
-            assert [len(queue) for queue in (guard.open, *queues)] == [0] * 7
+
+            def is_over() -> bool:  # A connection that its client gave up may be accepted late.
+                return not (served.api._server.connections or guard.open or any(queues))
+
+            await until(is_over, "every handler has ended, and no line waits for any")
             assert await (await served.connect()).is_usable()
 
     with structlog.testing.capture_logs() as logs, asyncio.Runner(loop_factory=loop_factory) as runner:
