@@ -107,7 +107,7 @@ MUTANTS = {
     ),
     "whoever registers anew believes itself level": Mutant(
         Node, "_doubt_levels", lambda *_: None,
-        scenarios.test_who_was_out_of_the_ring_of_the_others_without_seeing_it_is_not_level_when_it_is_back,
+        alone(scenarios.test_who_was_out_of_the_ring_of_the_others_without_seeing_it_is_not_level_when_it_is_back),
     ),
     "who was removed and lives is an owner again": Mutant(
         Reconciler, "_forget_removed", forget_who_lives,
