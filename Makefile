@@ -11,11 +11,12 @@ COMPILED_MODULES := zephyr/model.py zephyr/events.py \
 	$(addprefix zephyr/gossip/,messages.py news.py phi.py suspicion.py table.py swim.py wire.py) \
 	chaos/network.py chaos/gossip_world.py
 
-.PHONY: help demo test check simulate chaos etcd-faults convergence containers images bench clean
+.PHONY: help demo test browser check simulate chaos etcd-faults convergence containers images bench clean
 
 help:
 	@echo "make demo      five nodes and etcd on this machine, and a tour of what they survive"
 	@echo "make test      all tests"
+	@echo "make browser   the /debug page in a headless browser, on clusters that are killed; needs Chromium"
 	@echo "make check     ruff, mypy --strict, import contracts, shellcheck"
 	@echo "make simulate  random runs in virtual time: SCENARIO=$(SCENARIO) SEEDS=2000 NODES=10,100; also lifeguard, crash,"
 	@echo "               container, silent, pause, partition, join, idle and plan; with a C compiler, COMPILED=1 is twice as fast"
@@ -25,7 +26,8 @@ help:
 	@echo "               needs Docker and Compose, and root for network namespaces"
 	@echo "make containers   a Compose cluster killed, stopped, scaled; needs Docker and Compose"
 	@echo "make images    the container images of deploy/, by stand-ins where no registry can be reached"
-	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,store-put for some rows; needs wrk"
+	@echo "make bench     what it costs, against baselines of the same run: ONLY=http,replica,batch-put for some rows;"
+	@echo "               needs wrk"
 	@echo "                ONLY=detection (not in a full run): kinship is installed in .venv-bench; needs serf, and root for silence"
 	@echo "make clean     remove what the targets made"
 
@@ -39,6 +41,13 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
+
+browser: $(VENV)/.installed-browser
+	$(BIN)/python -m pytest -m browser --numprocesses 2 --dist worksteal $(ARGS) tests/api tests/end_to_end
+
+$(VENV)/.installed-browser: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,browser]'
+	@touch $@
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

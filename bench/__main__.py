@@ -15,12 +15,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import detection, eviction, http, idle, memory, ring, store
+from bench import detection, eviction, http, idle, memory, replication, ring, store
+from bench.load import stop_servers
 from bench.report import Finding, print_table, update_document, write_json
 from bench.rows import NotMeasurableError, Row, selected
 
 DOCUMENT = Path("docs/performance.md")
-GROUPS = [module.__name__.rpartition(".")[2] for module in (http, ring, store, memory, eviction, detection, idle)]
+GROUPS = [
+    module.__name__.rpartition(".")[2] for module in (http, replication, ring, store, memory, eviction, detection, idle)
+]
 """In the order of the table. Their import registers the rows."""
 ASKED_FOR = {"detection", "idle"}
 """Groups that are no part of a full run."""
@@ -39,9 +42,7 @@ def _measure(row: Row, console: Console) -> Finding:
 
 
 @click.command()
-@click.option(
-    "--only", "names", multiple=True, help="A group (http, ring, store, memory, eviction, detection, idle) or a row."
-)
+@click.option("--only", "names", multiple=True, help=f"A group ({', '.join(GROUPS)}) or a row.")
 @click.option("--json", "json_path", default="bench/results.json", show_default=True, type=click.Path(path_type=Path))
 @click.option("--document/--no-document", default=True, help="Update docs/performance.md after a full run.")
 def main(names: tuple[str, ...], json_path: Path, *, document: bool) -> None:
@@ -57,7 +58,7 @@ def main(names: tuple[str, ...], json_path: Path, *, document: bool) -> None:
     try:
         findings = [_measure(row, console) for row in rows]
     finally:
-        http.stop_servers()
+        stop_servers()
     print_table(findings, console)
     if only:
         json_path = json_path.with_name("results-part.json") if json_path == Path("bench/results.json") else json_path

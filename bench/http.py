@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 
 from bench.keys import key_of
-from bench.load import Keys, Load, Server, cores, free_port, send
+from bench.load import Keys, Load, Server, cores, free_port, send, start
 from bench.rows import Measured, median, rounded, row
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 
@@ -22,25 +22,11 @@ GROWTH_KEYS_ASKED = 100_000
 GROWTH_LOAD_S = 1
 GROWTH_ROUNDS = 7
 
-_servers: list[Server] = []
-
-
-def _start(kind: str, *arguments: str, core: int | None = None, port: int = 0) -> Server:
-    server = Server(kind, core=cores()[0] if core is None else core, port=port or free_port(), arguments=arguments)
-    _servers.append(server)
-    return server
-
-
-def stop_servers() -> None:
-    """End every server that the rows started."""
-    while _servers:
-        _servers.pop().stop()
-
 
 @functools.cache
 def _pair() -> dict[str, Server]:
     """Start one node and the baselines, filled alike."""
-    servers = {kind: _start(kind, "--fill", str(KEYS)) for kind in ("node", "low-level", "application")}
+    servers = {kind: start(kind, "--fill", str(KEYS)) for kind in ("node", "low-level", "application")}
     for server in servers.values():
         server.wait()
     return servers
@@ -124,8 +110,8 @@ def http_get_remote() -> Measured:
     """Two nodes, one copy of each key. The owner shares the core of the load generator."""
     ports = {node_id: free_port() for node_id in "ab"}
     nodes = {
-        node_id: _start(
-            "node", "--id", node_id, "--gossip", str(ports[node_id]), "--fill", str(KEYS),
+        node_id: start(
+            "node", "--id", node_id, "--gossip", str(ports[node_id]), "--fill", str(KEYS), "--members", "2",
             "--join", f"127.0.0.1:{ports['b' if node_id == 'a' else 'a']}", core=core,
         )
         for node_id, core in zip("ab", cores(), strict=True)
@@ -150,7 +136,6 @@ def http_get_remote() -> Measured:
         loads["remote"].append(load)
     for node in nodes.values():
         node.stop()
-        _servers.remove(node)
     measured = _compared(loads["remote"], loads["local"])
     measured.details["owner_cpu_us"] = rounded(owner_cpu_us, 0)
     return measured
@@ -160,7 +145,7 @@ def http_get_remote() -> Measured:
 def _grown() -> dict[tuple[str, int], list[Load]]:
     """Load nodes that hold more and more keys, in turn."""
     nodes = {
-        count: _start("node", "--fill", str(count), "--memory-mib", str(256 + count // 2500)) for count in GROWTH_KEYS
+        count: start("node", "--fill", str(count), "--memory-mib", str(256 + count // 2500)) for count in GROWTH_KEYS
     }
     loads: dict[tuple[str, int], list[Load]] = {}
     keys = {}
@@ -176,7 +161,6 @@ def _grown() -> dict[tuple[str, int], list[Load]]:
                 loads.setdefault((method, count), []).append(load)
     for node in nodes.values():
         node.stop()
-        _servers.remove(node)
     return loads
 
 

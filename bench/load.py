@@ -1,6 +1,6 @@
-"""Servers in processes of their own, and load on them: wrk on one core, the server under test on the other.
+"""Servers in processes of their own, and load on them: wrk on one core, all servers under test on the other.
 
-CPU time is that of the server process, from /proc/<pid>/stat, so it hardly moves when the machine is busy.
+CPU time is that of the server processes, from /proc/<pid>/stat, so it hardly moves when the machine is busy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +36,10 @@ class Load:
 
     per_s: float
     cpu_us: float
-    """CPU of the server, microseconds a request."""
+    """CPU of all servers that were loaded, user and system, microseconds a request."""
     latency_p99_ms: float
     lags_ms: tuple[float, ...]
-    """How late the server's event loop woke its timer, each time."""
+    """How late the servers' event loops woke their timers, each time."""
 
 
 def cores() -> tuple[int, int]:
@@ -67,6 +68,7 @@ class Server:
         command += ["--port", str(port), "--state", str(self._state), *arguments]
         with (self._state / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        _running.append(self)
 
     def wait(self) -> None:
         """Wait until it serves and is filled."""
@@ -99,38 +101,84 @@ class Server:
         self._process.kill()
         self._process.wait()
         self._directory.cleanup()
+        _running.remove(self)
 
 
-class Keys:
-    """A file of keys for wrk, in random order."""
+_running: list[Server] = []
 
-    def __init__(self, keys: list[bytes]) -> None:
-        random.Random(1).shuffle(keys)
-        self._file = tempfile.NamedTemporaryFile(prefix="zephyr-bench-keys-")  # noqa: SIM115  # lives as long as this
-        self._file.write(b"\n".join(keys) + b"\n")
+
+def start(kind: str, *arguments: str, core: int | None = None, port: int = 0) -> Server:
+    """Start a server, on the servers' core and a free port unless others are named."""
+    return Server(kind, core=cores()[0] if core is None else core, port=port or free_port(), arguments=arguments)
+
+
+def stop_servers() -> None:
+    """End every server that was started here."""
+    while _running:
+        _running[-1].stop()
+
+
+class Lines:
+    """A file of lines for wrk: keys, or bodies of batches."""
+
+    def __init__(self, lines: list[bytes]) -> None:
+        self._file = tempfile.NamedTemporaryFile(prefix="zephyr-bench-lines-")  # noqa: SIM115  # lives as long as this
+        self._file.write(b"\n".join(lines) + b"\n")
         self._file.flush()
         self.path = self._file.name
 
 
-def send(server: Server, method: str, keys: Keys, *, duration_s: int) -> Load:
+class Keys(Lines):
+    """Keys in random order."""
+
+    def __init__(self, keys: list[bytes]) -> None:
+        random.Random(1).shuffle(keys)
+        super().__init__(keys)
+
+
+def send(server: Server, method: str, keys: Lines, *, duration_s: int) -> Load:
     """Load a server as fast as it answers. Every answer must be a success."""
+    return send_to_each([server], method, keys, duration_s=duration_s, connections=CONNECTIONS)
+
+
+def send_to_each(
+    servers: Sequence[Server],
+    method: str,
+    lines: Lines,
+    *,
+    duration_s: int,
+    connections: int,
+    query: str = "",
+    beside: Sequence[Server] = (),
+) -> Load:
+    """Load servers at once, each by a thread of wrk with an equal share of the connections.
+
+    A server may be named twice. `method`: GET, PUT, or BATCH, for which `lines` are bodies. `beside`: servers that
+    those ask, so that their CPU time counts. Every answer must be a success, and every row of a batch. Raises
+    NotMeasurableError otherwise.
+    """
     wrk, taskset = shutil.which("wrk"), shutil.which("taskset")
     if wrk is None or taskset is None:
         raise NotMeasurableError("wrk or taskset is missing: apt-get install wrk util-linux")
-    command = [taskset, "-c", str(cores()[1]), wrk, "-t", "1", "-c", str(CONNECTIONS), "-d", f"{duration_s}s"]
-    command += ["-s", str(SCRIPT), f"http://127.0.0.1:{server.port}", "--", method, keys.path, str(VALUE_BYTES)]
-    server.lags_ms()
-    before_s = server.cpu_s()
+    assert connections % len(servers) == 0, "wrk gives all threads as many connections"
+    command = [taskset, "-c", str(cores()[1]), wrk, "-t", str(len(servers)), "-c", str(connections)]
+    command += ["-d", f"{duration_s}s", "-s", str(SCRIPT), f"http://127.0.0.1:{servers[0].port}", "--"]
+    command += [method, lines.path, str(VALUE_BYTES), query, *[str(server.port) for server in servers]]
+    loaded = list(dict.fromkeys((*servers, *beside)))
+    for server in loaded:
+        server.lags_ms()
+    before_s = sum(server.cpu_s() for server in loaded)
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    cpu_s = server.cpu_s() - before_s
+    cpu_s = sum(server.cpu_s() for server in loaded) - before_s
+    kind = servers[0].kind
     if done.returncode:
-        raise NotMeasurableError(f"wrk on {server.kind}: {done.stderr.strip() or done.stdout.strip()}")
+        raise NotMeasurableError(f"wrk on {kind}: {done.stderr.strip() or done.stdout.strip()}")
     requests, duration_us, latency_us, errors = done.stdout.rpartition("RESULT")[2].split()
     if int(errors) or not int(requests):
-        raise NotMeasurableError(f"{server.kind}: {errors} of {requests} requests failed")
+        raise NotMeasurableError(f"{kind}: {errors} of {requests} requests failed")
     return Load(
         per_s=int(requests) / (int(duration_us) / 1e6),
         cpu_us=cpu_s / int(requests) * 1e6,
         latency_p99_ms=int(latency_us) / 1000,
-        lags_ms=server.lags_ms(),
+        lags_ms=tuple(lag_ms for server in loaded for lag_ms in server.lags_ms()),
     )

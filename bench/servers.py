@@ -1,10 +1,13 @@
 """The processes that the HTTP rows load: a node of the product, and bare aiohttp handlers over a dict.
 
-    python -m bench.servers node --port 8080 --gossip 7946 --id a [--join ...] --fill 10000 --state DIRECTORY
+    python -m bench.servers node --port 8080 --gossip 7946 --id a [--join ... --members 3 --replicas 3] --fill 10000 \
+        --state DIRECTORY
     python -m bench.servers low-level|application --port 8080 --fill 10000 --state DIRECTORY
 
 All run on uvloop, hold the first `--fill` keys before they write `ready` into their state directory, and
 measure how late their event loop wakes a timer. SIGUSR1 writes the lags since the last one to `lag.json`.
+
+The nodes of a cluster fill themselves with the same records, to the version: no read has anything to repair.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ from bench.keys import VALUE_BYTES, key_of, value_of
 from zephyr.config import Settings
 from zephyr.ring.ring import key_slot
 from zephyr.runtime import Runtime, configure_logging, now
-from zephyr.store.record import pack_record
+from zephyr.store.record import HybridLogicalClock, pack_record
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 LAG_PERIOD_S = 0.005
 FILL_SLICE = 2000
+FILL_UNIX_MS = 1_700_000_000_000
+"""When what a node holds at first was written: the same on all, and below what any client writes."""
 HEADERS = {
     "Content-Type": "application/octet-stream",
     "ETag": '"019a00000000000000000123456789ab"',
@@ -73,21 +78,26 @@ class Lags:
         whole.rename(self._state / "lag.json")
 
 
-async def _serve_node(settings: Settings, fill: int, state: Path) -> int:
+def _is_ready(runtime: Runtime, members: int) -> bool:
+    """Whether a node serves, and all members are in its ring."""
+    return hasattr(runtime, "node") and len(runtime.node.ring.members) == members and not runtime.node.readiness()
+
+
+async def _serve_node(settings: Settings, members: int, fill: int, state: Path) -> int:
     runtime = Runtime(settings)
     running = asyncio.create_task(runtime.run())
     Lags(state).start()
-    while not running.done() and (not hasattr(runtime, "node") or runtime.node.readiness()):  # noqa: ASYNC110  # no event tells
+    while not running.done() and not _is_ready(runtime, members):  # noqa: ASYNC110  # no event tells
         await asyncio.sleep(0.02)
     node = runtime.node
+    clock = HybridLogicalClock("fill")
     for first in range(0, fill, FILL_SLICE):
-        instant = now()
+        unix_ms = now().unix_ms
         for number in range(first, min(first + FILL_SLICE, fill)):
-            key = key_of(number)
+            key, version = key_of(number), clock.stamp(FILL_UNIX_MS)
             slot = key_slot(key)
             if settings.id in node.ring.owners(slot):
-                record = pack_record(node.clock.stamp(instant.unix_ms), value_of(number, VALUE_BYTES))
-                node.store.apply(slot, key, record, instant.unix_ms)
+                node.store.apply(slot, key, pack_record(version, value_of(number, VALUE_BYTES)), unix_ms)
         await asyncio.sleep(0)
     (state / "ready").touch()
     return await running
@@ -143,11 +153,24 @@ async def _serve_dict(kind: str, port: int, fill: int, state: Path) -> None:
 @click.option("--gossip", type=int, default=0)
 @click.option("--id", "node_id", default="a")
 @click.option("--join", default="")
+@click.option("--members", type=int, default=1, help="How many are to be in its ring before it fills itself.")
+@click.option("--replicas", type=int, default=1)
 @click.option("--fill", type=int, default=0)
 @click.option("--memory-mib", type=int, default=256)
 @click.option("--state", type=click.Path(path_type=Path), required=True)
 def main(
-    kind: str, port: int, *, peer: int, gossip: int, node_id: str, join: str, fill: int, memory_mib: int, state: Path
+    kind: str,
+    port: int,
+    *,
+    peer: int,
+    gossip: int,
+    node_id: str,
+    join: str,
+    members: int,
+    replicas: int,
+    fill: int,
+    memory_mib: int,
+    state: Path,
 ) -> None:
     """Run one server until it is killed."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -156,10 +179,10 @@ def main(
             return
         settings = Settings(
             id=node_id, http=f"127.0.0.1:{port}", peer=f"127.0.0.1:{peer}", gossip=f"127.0.0.1:{gossip}",
-            etcd=(), replicas=1, join=tuple(join.split(",")) if join else (), memory=memory_mib << 20,
+            etcd=(), replicas=replicas, join=tuple(join.split(",")) if join else (), memory=memory_mib << 20,
         )  # fmt: skip
         configure_logging(settings)
-        sys.exit(runner.run(_serve_node(settings, fill, state)))
+        sys.exit(runner.run(_serve_node(settings, members, fill, state)))
 
 
 if __name__ == "__main__":

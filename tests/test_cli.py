@@ -87,15 +87,16 @@ class StandIn:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(b"" if self.command == "HEAD" else body)
 
-            do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815  # the names that http.server calls
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = answer  # noqa: N815  # the names that http.server calls
 
             def log_message(self, *_):
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        self.url = f"http://{self.address}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
@@ -228,6 +229,128 @@ def test_put_reads_stdin_when_there_is_no_value(arguments, node):
     assert node.requests[0][2] == b"\x00\xff"
 
 
+TAG = '"00112233445566778899aabbccddeeff"'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target", "headers"),
+    [
+        (["get", "k", "--r", "all"], "GET /kv/k?r=all", {}),
+        (["put", "k", "v", "--sloppy"], "PUT /kv/k?sloppy=true", {}),
+        (["put", "k", "v", "--if-none-match", "*"], "PUT /kv/k", {"If-None-Match": "*"}),
+        (["put", "k", "v", "--if-match", TAG.strip('"')], "PUT /kv/k", {"If-Match": TAG}),
+        (["put", "k", "v", "--if-match", f'{TAG}, "x"'], "PUT /kv/k", {"If-Match": f'{TAG}, "x"'}),
+        (["del", "k", "--w", "1", "--sloppy", "--if-match", "*"], "DELETE /kv/k?w=1&sloppy=true", {"If-Match": "*"}),
+        (["ttl", "k", "5m", "--w", "all", "--if-match", TAG], "PATCH /kv/k?ttl=5m&w=all", {"If-Match": TAG}),
+        (["ttl", "k", "none"], "PATCH /kv/k?ttl=none", {}),
+    ],
+)
+def test_options_are_what_the_api_calls_them(arguments, target, headers, node, capfdbinary):
+    node.will_answer(204)
+    assert run(capfdbinary, *arguments) == (0, b"", "")
+    assert " ".join(node.requests[0][:2]) == target
+    sent = {name: value for name, value in node.requests[0][3].items() if name.startswith("If-")}
+    assert sent == headers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (["incr", "k"], "/kv/k?incr=1"),
+        (["incr", "k", "-5"], "/kv/k?incr=-5"),
+        (["incr", "k", "+7", "--ttl", "1h", "--w", "2"], "/kv/k?incr=%2B7&ttl=1h&w=2"),
+    ],
+)
+def test_incr_prints_the_new_number(arguments, path, node, capfdbinary):
+    node.will_answer(200, b"-42", ETag=TAG)
+    node.will_answer(200, b"-42", ETag=TAG)
+    assert run(capfdbinary, *arguments) == (0, b"-42\n", "")
+    assert json.loads(run(capfdbinary, *arguments, "-o", "json")[1]) == {"key": "k", "value": -42, "etag": TAG}
+    assert [request[:3] for request in node.requests] == [("POST", path, b"")] * 2
+
+
+def test_what_is_no_number_is_no_answer_to_incr(node, capfdbinary):
+    node.will_answer(200, b"<html>")
+    assert "no node" in refused(run(capfdbinary, "incr", "k"), 1)
+    node.will_answer(409, {"detail": "the value is no number"})
+    assert "no number" in refused(run(capfdbinary, "incr", "k"), 1)
+    node.will_answer(None)
+    assert "unknown whether" in refused(run(capfdbinary, "incr", "k"), 4)
+
+
+@pytest.mark.parametrize(("cache_control", "left"), [("max-age=59", 59), ("no-cache", None)])
+def test_ttl_without_a_duration_tells_what_is_left(cache_control, left, node, capfdbinary):
+    for _ in range(2):
+        node.will_answer(200, Cache_Control=cache_control)
+    assert run(capfdbinary, "ttl", "a b") == (0, b"none\n" if left is None else b"%d\n" % left, "")
+    assert json.loads(run(capfdbinary, "ttl", "a b", "-o", "json")[1]) == {"key": "a%20b", "expires_s": left}
+    assert node.requests[0][:2] == ("HEAD", "/kv/a%20b")
+
+
+def test_ttl_of_a_key_that_is_absent_is_exit_code_3(node, capfdbinary):
+    node.will_answer(404, {"detail": "in a body that HEAD has not"})
+    assert "no value" in refused(run(capfdbinary, "ttl", "k"), 3)
+    node.will_answer(404, {"detail": "no value is there"})
+    assert "no value is there" in refused(run(capfdbinary, "ttl", "k", "5m"), 3)
+    node.will_answer(204, ETag=TAG)
+    assert json.loads(run(capfdbinary, "ttl", "k", "5m", "-o", "json")[1]) == {
+        "key": "k", "result": "expires", "etag": TAG,
+    }  # fmt: skip
+
+
+def test_scan_goes_on_to_the_end_at_whichever_node_answers(node, nobody, capfdbinary):
+    pages = [{"keys": ["a", "b%2F"], "cursor": "AQ_-"}, {"keys": [], "cursor": "Ag"}, {"keys": ["c"], "cursor": None}]
+    for page in pages:
+        node.will_answer(200, page)
+    code, out, err = run(capfdbinary, "scan", "--prefix", "a/é", "--url", f"{nobody},{node.url}")
+    assert (code, out, err) == (0, b"a\nb%2F\nc\n", "")
+    assert [request[1] for request in node.requests] == [
+        "/scan?prefix=a%2F%C3%A9&limit=1000",
+        "/scan?prefix=a%2F%C3%A9&limit=1000&cursor=AQ_-",
+        "/scan?prefix=a%2F%C3%A9&limit=1000&cursor=Ag",
+    ]
+    for page in pages:
+        node.will_answer(200, page)
+    out = run(capfdbinary, "scan", "-o", "json")[1]
+    assert [json.loads(line) for line in out.splitlines()] == pages
+
+
+def test_scan_ends_at_its_limit(node, capfdbinary):
+    node.will_answer(200, {"keys": ["a", "b"], "cursor": "AQ"})
+    node.will_answer(200, {"keys": ["c"], "cursor": "Ag"})
+    assert run(capfdbinary, "scan", "--limit", "3")[1] == b"a\nb\nc\n"
+    assert [request[1] for request in node.requests] == ["/scan?limit=3", "/scan?limit=1&cursor=AQ"]
+    node.will_answer(503, {"detail": "nobody is there"})
+    assert "nobody" in refused(run(capfdbinary, "scan"), 4)
+
+
+EXPLAINED = {
+    "key": "a%2Fb", "slot": 7, "owners": ["n2", "n1"],
+    "replicas": [
+        {"node": "n2", "owner": True, "level": True, "state": "value", "version": "00ff",
+         "expires_unix_ms": 1_700_000_000_123, "hinted": []},
+        {"node": "n3", "owner": False, "level": False, "state": "absent", "version": None, "expires_unix_ms": None,
+         "hinted": ["n1", "n4"]},
+    ],
+}  # fmt: skip
+
+
+def test_explain_shows_what_each_node_holds(node, capfdbinary):
+    node.will_answer(200, EXPLAINED)
+    code, out, err = run(capfdbinary, "explain", "a/b")
+    assert (code, err) == (0, "a%2Fb: slot 7, owners n2, n1\n")
+    assert out.decode().splitlines() == [
+        "node\towner\tlevel\tstate\tversion\texpires\tkeeps it for",
+        "n2\tyes\tyes\tvalue\t00ff\t2023-11-14T22:13:20.123Z\t",
+        "n3\tno\tno\tabsent\t\t\tn1, n4",
+    ]
+    assert node.requests[0][:2] == ("GET", "/cluster/explain/a%2Fb")
+    node.will_answer(200, EXPLAINED)
+    assert json.loads(run(capfdbinary, "explain", "a/b", "-o", "json")[1]) == EXPLAINED
+    node.will_answer(200, {"hello": "world"})
+    assert "no node" in refused(run(capfdbinary, "explain", "k"), 1)
+
+
 # --- exit codes ---------------------------------------------------------------------------------------
 
 
@@ -292,6 +415,17 @@ def test_a_node_that_says_nothing_is_a_time_out(capfdbinary):
         ["get", "a", "--url", "ftp://h"],
         ["get", "a", "--url", "http://h:port"],
         ["get", "a", "--url", ","],
+        ["incr"],
+        ["incr", "a", "1.5"],
+        ["incr", "a", "--bogus"],
+        ["incr", "a", "-5x"],
+        ["ttl"],
+        ["ttl", "a", "--w", "1"],
+        ["ttl", "a", "--if-match", "*"],
+        ["scan", "--limit", "0"],
+        ["scan", "a"],
+        ["explain"],
+        ["explain", ""],
         ["ring"],
         ["views", "bogus"],
         ["views", "--url", "http://h:1", "release"],
@@ -312,28 +446,53 @@ def test_wrong_usage_is_one_line_and_exit_code_64(arguments, capfdbinary):
 # --- views --------------------------------------------------------------------------------------------
 
 
-def test_members_are_tab_separated_when_piped(node, capfdbinary):
-    node.will_answer(200, VIEWS)
+def seen_by(*addresses):
+    """Return a view of two members with these HTTP addresses."""
+    members = [{**row, "http": http} for row, http in zip(VIEWS["members"], addresses, strict=True)]
+    return {**VIEWS, "members": members}
+
+
+@pytest.mark.parametrize(("slots_pending", "level"), [(0, "yes"), (120, "120 slots to fetch"), (None, "")])
+def test_members_are_tab_separated_when_piped(slots_pending, level, node, capfdbinary):
+    node.will_answer(200, seen_by(node.address, "h:2"))
+    node.will_answer(200, {"slots_pending": slots_pending})
     code, out, err = run(capfdbinary, "members")
     assert (code, err) == (0, "")
     assert out.decode().splitlines() == [
-        "id\tstate\tin ring\troutable\thttp\tverdict\treason",
-        "n1\tserving\tyes\tyes\th:1\tagree\tregistered and serving",
-        "n2\tserving\tyes\tno\th:2\t\tits lease runs out",
+        "id\tstate\tlevel\tin ring\troutable\thttp\tverdict\treason",
+        f"n1\tserving\t{level}\tyes\tyes\t{node.address}\tagree\tregistered and serving",
+        "n2\tserving\t\tyes\tno\th:2\t\tits lease runs out",
     ]
+    assert [request[1] for request in node.requests] == ["/debug/views", "/info"], "who cannot be reached is not asked"
+
+
+def test_a_member_that_does_not_say_how_level_it_is_is_a_member_all_the_same(node, nobody, capfdbinary):
+    node.will_answer(200, seen_by(nobody.removeprefix("http://"), "h:2"))
+    code, out, _ = run(capfdbinary, "members")
+    assert (code, out.splitlines()[1].split(b"\t")[:4]) == (0, [b"n1", b"serving", b"", b"yes"])
+    for status, body in ((503, {"detail": "it starts"}), (200, b"<html>"), (None, b"")):
+        node.will_answer(200, seen_by(node.address, "h:2"))
+        node.will_answer(status, body)
+        document = json.loads(run(capfdbinary, "members", "-o", "json")[1])
+        assert [row["slots_pending"] for row in document["members"]] == [None, None]
 
 
 @pytest.mark.parametrize("output", ["table", "json"])
 def test_views_that_disagree_are_printed_all_the_same_and_exit_code_5(output, node, capfdbinary):
-    node.will_answer(200, {**VIEWS, "disagreements": 1})
+    node.will_answer(200, {**seen_by(node.address, "h:2"), "disagreements": 1})
+    node.will_answer(200, {"slots_pending": 0})
     result = run(capfdbinary, "members", "-o", output)
     refused(result, 5)
     assert b"n2" in result[1]
 
 
-def test_members_as_json_is_the_nodes_own_document(node, capfdbinary):
-    node.will_answer(200, VIEWS)
-    assert json.loads(run(capfdbinary, "members", "-o", "json")[1]) == VIEWS
+def test_members_as_json_is_the_nodes_own_document_and_what_each_has_still_to_fetch(node, capfdbinary):
+    view = seen_by(node.address, "h:2")
+    node.will_answer(200, view)
+    node.will_answer(200, {"slots_pending": 3})
+    document = json.loads(run(capfdbinary, "members", "-o", "json")[1])
+    assert [row.pop("slots_pending") for row in document["members"]] == [3, None]
+    assert document == view
     assert node.requests[0][:2] == ("GET", "/debug/views")
 
 

@@ -284,7 +284,7 @@ class Demo:
         if self.plan.run_for_s is None:
             if self.plan.tour or interrupted.is_set():
                 return
-            self.say("Running until Ctrl-C. Kill a node, and watch `zephyr members`.")
+            self.say(f"Running until Ctrl-C. Open http://{self.nodes[0].http}/debug, kill another node, and watch.")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(interrupted.wait(), self.plan.run_for_s)
 

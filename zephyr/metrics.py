@@ -29,9 +29,9 @@ from zephyr.gossip.messages import GossipState
 from zephyr.model import Authority, ClusterView, Instant
 from zephyr.node import Node
 
-GET, HEAD, PUT, DELETE, PAGE, OTHER = range(6)
+GET, HEAD, PUT, DELETE, INCR, PATCH, BATCH, SCAN, PAGE, OTHER = range(10)
 """Operations of `zephyr_requests_total`: numbers, since they index lists."""
-OPERATIONS = ("get", "head", "put", "delete", "page", "other")
+OPERATIONS = ("get", "head", "put", "delete", "incr", "patch", "batch", "scan", "page", "other")
 DURATION_BOUNDS_S = (
     0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
@@ -90,6 +90,10 @@ class Metrics(Collector):
         self._codes[operation][status] += 1
         self._buckets[operation][bisect_left(DURATION_BOUNDS_S, duration_s)] += 1
         self._sums_s[operation] += duration_s
+
+    def request_counts(self) -> dict[str, int]:
+        """Return how many requests were answered, by operation."""
+        return {name: sum(codes) for name, codes in zip(OPERATIONS, self._codes, strict=True)}
 
     def count_request(self, operation: int, status: int) -> None:
         """Count one answer to what was no request, and so took no time."""

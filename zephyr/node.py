@@ -15,7 +15,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, TypeAlias
 
 from zephyr.cluster import Reconciler
 from zephyr.config import Settings
@@ -96,6 +96,9 @@ EXPIRY_PERIOD_S = 1.0
 LEAVE_LINGER_S = 0.5
 """How long a node that left goes on serving peers: their watches need a moment to tell them."""
 
+Service: TypeAlias = Callable[[tuple[Any, ...], bytes, Instant], tuple[int, tuple[Any, ...]] | Pending]
+"""(arguments, the caller's ring digest, now) -> (status, payload), or an answer that comes later."""
+
 
 class Node:
     """One member of the cluster, without its sockets."""
@@ -144,6 +147,8 @@ class Node:
         self._reclaiming: deque[int] = deque()
         self._must_drop_all = False
         """The others may have written without this node, so nothing that it keeps may be served."""
+        self._registered_epoch, self._unsure_since_s = 0, inf
+        """Of this node's registration, as it was seen last; and since when nobody vouched for its view."""
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
         self._leave_asked = False
         self._stop_at_s = inf
@@ -166,6 +171,7 @@ class Node:
             (DatagramReceived, StreamReceived, StreamReplied, StreamFailed, SeedsResolved, LoopLagged, PeerRefused),
             self.swim.handle,
         )
+        self._services = self._table_of_services()
         if self.etcd is not None:
             self._handlers |= {
                 EtcdSnapshotRead: self.etcd.on_snapshot,
@@ -358,7 +364,32 @@ class Node:
         effects = self.confirmation.update(
             self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner, is_etcds_word=is_etcds_word
         )
+        self._doubt_levels(self.etcd, now)
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
+
+    def _doubt_levels(self, etcd: EtcdMembership, now: Instant) -> None:
+        """Who registered anew, and was not sure of its view for long, may have been out of the ring without seeing it.
+
+        The others then wrote without it: they drop nobody sooner than `expiry_grace` after its lease. Where everybody's
+        registration was lost, a majority vouched for each view all the while.
+        """
+        is_sure = now.monotonic_s < self.confirmation.until_s or not self._is_owner
+        if not is_sure:
+            self._unsure_since_s = min(self._unsure_since_s, now.monotonic_s)
+        elif not self._was_unsure_for_long(now):
+            self._unsure_since_s = inf
+        epoch = etcd.member.epoch
+        if not (etcd.registered and etcd.reachable):
+            return
+        if epoch > self._registered_epoch:
+            if self._was_unsure_for_long(now) and self._registered_epoch:
+                self.levels.begin_anew()
+            self._registered_epoch, self._unsure_since_s = epoch, inf
+        elif is_sure:
+            self._unsure_since_s = inf
+
+    def _was_unsure_for_long(self, now: Instant) -> bool:
+        return now.monotonic_s - self._unsure_since_s >= self.settings.expiry_grace
 
     def _level(self, now: Instant) -> list[Effect]:
         """Fetch what this node should have as an owner, from the others that own it too."""
@@ -452,7 +483,7 @@ class Node:
             slots += 1
         if self._must_drop_all and not self._reclaiming:
             self._must_drop_all = False
-            self.levels.dropped_all()
+            self.levels.begin_anew()
 
     def _expire(self, now: Instant) -> None:
         """Remove expired entries, a slice at a time."""
@@ -499,20 +530,29 @@ class Node:
         self, operation: int, arguments: tuple[Any, ...], ring_digest: bytes, now: Instant
     ) -> tuple[int, tuple[Any, ...]] | Pending:
         """Answer a peer's request: (status, payload); or later, with a `CompleteRequest` (`encode_outcome`)."""
-        match operation:
-            case Operation.VIEW if self.relay is not None:
-                return self.relay.serve(arguments, now)
-            case Operation.PULL:
-                return self.levels.serve(arguments)
-            case Operation.LIST:
-                return self.survey.serve_list(arguments, now)
-            case Operation.EXPLAIN:
-                return self.survey.serve_explain(arguments, now)
-            case Operation.UPDATE:
-                result = self.coordinator.begin_forwarded(arguments, ring_digest, now)
-                return (Status.OK, encode_outcome(result)) if isinstance(result, Outcome) else result
-            case _:
-                return self.coordinator.replica.serve(operation, arguments, ring_digest, now)
+        serve = self._services.get(operation)
+        if serve is None:
+            return self.coordinator.replica.serve(operation, arguments, ring_digest, now)
+        return serve(arguments, ring_digest, now)
+
+    def _serve_update(
+        self, arguments: tuple[Any, ...], ring_digest: bytes, now: Instant
+    ) -> tuple[int, tuple[Any, ...]] | Pending:
+        result = self.coordinator.begin_forwarded(arguments, ring_digest, now)
+        return (Status.OK, encode_outcome(result)) if isinstance(result, Outcome) else result
+
+    def _table_of_services(self) -> dict[int, Service]:
+        """Return who answers a peer's request: by operation; the replica where none is named."""
+        services: dict[int, Service] = {
+            Operation.PULL: lambda arguments, _digest, _now: self.levels.serve(arguments),
+            Operation.LIST: lambda arguments, _digest, now: self.survey.serve_list(arguments, now),
+            Operation.EXPLAIN: lambda arguments, _digest, now: self.survey.serve_explain(arguments, now),
+            Operation.UPDATE: self._serve_update,
+        }
+        relay = self.relay
+        if relay is not None:
+            services[Operation.VIEW] = lambda arguments, _digest, now: relay.serve(arguments, now)
+        return services
 
     def peer_replied(self, call_id: int, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:
         """A peer answered a `SendPeer`."""

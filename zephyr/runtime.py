@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import random
 import resource
@@ -174,7 +175,7 @@ class Runtime:
         await self.gossip.bind()
         stack.push_async_callback(self.gossip.close)
         self.metrics = Metrics()
-        self.api = HttpApi(settings, submit=self.submit, dispatch=self.dispatch, now=now, metrics=self.metrics)
+        self.api = HttpApi(settings, backend=self, dispatch=self.dispatch, now=now, metrics=self.metrics)
         await self.api.bind()
         stack.push_async_callback(self.api.close)
         self.node = Node(settings, self._announcement(), self._rng, now())
@@ -282,11 +283,11 @@ class Runtime:
 
     def scan(self, request: ScanRequest) -> asyncio.Future[ScanPage]:
         """List a page of keys."""
-        return self._awaited(self.node.begin_scan(request, now()))
+        return self._surveyed(self.node.begin_scan(request, now()))
 
     def explain(self, key: bytes) -> asyncio.Future[Explanation]:
         """Ask every member what it holds of a key."""
-        return self._awaited(self.node.begin_explain(key, now()))
+        return self._surveyed(self.node.begin_explain(key, now()))
 
     def _future(self, request_id: int) -> asyncio.Future[Any]:
         future = self._waiting[request_id] = self._loop.create_future()
@@ -296,6 +297,11 @@ class Runtime:
         """Do what a request begins with; its end comes as an effect, maybe one of these."""
         future = self._future(pending.request_id)
         self.execute(pending.effects)
+        self._arm_for_request()
+        return future
+
+    def _surveyed(self, pending: Pending) -> asyncio.Future[Any]:
+        future = self._awaited(pending)
         self._arm()
         return future
 
@@ -330,16 +336,14 @@ class Runtime:
             self.dispatch(PeerAnswered(call_id, status, payload))
         else:
             self.execute(self.node.peer_replied(call_id, status, payload, now()))
-            if self.node.coordinator.is_timer_nearer:
-                self._arm()
+            self._arm_for_request()
 
     def _peer_failed(self, call_id: int, reason: str, sent: bool) -> None:  # noqa: FBT001  # the transport's callback
         if call_id >= CONTROL_CALL_ID_MIN:
             self.dispatch(PeerCallFailed(call_id, reason))
         else:
             self.execute(self.node.peer_failed(call_id, reason, now(), sent=sent))
-            if self.node.coordinator.is_timer_nearer:
-                self._arm()
+            self._arm_for_request()
 
     def _arm(self) -> None:
         """Move the one timer forward to the node's deadline; a later deadline is found when it fires."""
@@ -348,10 +352,20 @@ class Runtime:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_s = deadline_s
-            self._timer = self._loop.call_later(max(0.0, deadline_s - time.monotonic()), self._fire)
+            # The loop counts in ms and would fire before a moment that it rounds down.
+            delay_ms = math.ceil(max(0.0, deadline_s - time.monotonic()) * 1000)
+            self._timer = self._loop.call_later(delay_ms / 1000, self._fire)
+
+    def _arm_for_request(self) -> None:
+        """Move the timer forward where a request waits for an earlier moment; nothing else has changed."""
+        if self.node.coordinator.due_s < self._timer_s:
+            self._arm()
 
     def _fire(self) -> None:
         self._timer, self._timer_s = None, float("inf")
+        if self.node.deadline() > time.monotonic():
+            self._arm()  # Whoever waited for this moment has what it waited for: a read grows impatient in vain.
+            return
         self.gossip.drain()  # After a stall, the answers that waited count before the time-outs do.
         self.dispatch(TimerFired())
 

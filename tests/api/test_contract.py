@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zephyr.api import contract
+from zephyr.api import batch, contract
 from zephyr.api.contract import Contract, RefusedError, Response, Target, parse_key, parse_target
 from zephyr.config import Settings
-from zephyr.model import Failure, Outcome, ReadRequest, WriteRequest
+from zephyr.model import Condition, Failure, Outcome, ReadRequest, UpdateRequest, WriteRequest
 from zephyr.store.record import HybridLogicalClock, pack_record
 
 CONTRACT = Contract(Settings(id="n1", replicas=3, value_max=1000))
@@ -215,7 +215,16 @@ def test_a_timeout_out_of_bounds_is_refused(text):
     ("text", "quorum"), [("1", "1"), ("3", "3"), ("quorum", "quorum"), ("all", "all"), ("02", "2")]
 )
 @pytest.mark.parametrize(
-    ("method", "name"), [("GET", "r"), ("HEAD", "r"), ("PUT", "w"), ("POST", "w"), ("DELETE", "w")]
+    ("method", "name"),
+    [
+        ("GET", "r"),
+        ("HEAD", "r"),
+        ("PUT", "w"),
+        ("POST", "w"),
+        ("DELETE", "w"),
+        ("PATCH", "ttl=1&w"),
+        ("POST", "incr=1&w"),
+    ],
 )
 def test_a_quorum_is_one_two_all_or_a_number_up_to_the_replicas(method, name, text, quorum):
     target = Target(b"/kv/a", f"{name}={text}".encode())
@@ -244,8 +253,23 @@ def test_a_quorum_that_no_cluster_of_this_setting_can_meet_is_refused(text):
         ("PUT", b"=1"),
         ("PUT", b"TTL=1"),
         ("PUT", b"incr=1"),
-        ("POST", b"incr=1"),
-        ("PUT", b"sloppy=true"),
+        ("PUT", b"ttl=none"),
+        ("POST", b"incr="),
+        ("POST", b"incr=1&incr=1"),
+        ("POST", b"incr=1&sloppy=true"),
+        ("POST", b"ttl=none&incr=1"),
+        ("DELETE", b"incr=1"),
+        ("PATCH", b""),
+        ("PATCH", b"ttl="),
+        ("PATCH", b"ttl=0"),
+        ("PATCH", b"ttl=None"),
+        ("PATCH", b"ttl=60&ttl=none"),
+        ("PATCH", b"ttl=60&sloppy=true"),
+        ("PATCH", b"ttl=60&r=1"),
+        ("PATCH", b"ttl=60&incr=1"),
+        ("PUT", b"sloppy=1"),
+        ("PUT", b"sloppy=TRUE"),
+        ("PUT", b"sloppy"),
         ("PUT", b"nx=1"),
         ("PUT", b"r=1"),
         ("PUT", b"ttl=%"),
@@ -270,6 +294,68 @@ def test_all_parameters_together_make_one_request():
     expected = WriteRequest(b"a b", None, content_type=b"text/plain", ttl_ms=604_800_000, quorum="all", timeout_s=1.5)
     assert CONTRACT.write_request("PUT", target, b"text/plain") == expected
     assert CONTRACT.read_request("GET", Target(b"/kv/a", b"")) == ReadRequest(b"a")
+
+
+@pytest.mark.parametrize("text", ["true", "false"])
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
+def test_a_write_is_sloppy_when_it_says_so(method, text):
+    request = CONTRACT.write_request(method, Target(b"/kv/a", b"sloppy=" + text.encode()))
+    assert isinstance(request, WriteRequest)
+    assert request.is_sloppy == (text == "true")
+
+
+MET = Condition(True, ())
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "conditions", "expected"),
+    [
+        ("PUT", b"", (MET,), UpdateRequest(b"a", "put", (MET,), content_type=b"t")),
+        ("POST", b"ttl=1&w=all&timeout=2", (MET,),
+         UpdateRequest(b"a", "put", (MET,), content_type=b"t", ttl_ms=1000, quorum="all", timeout_s=2.0)),
+        ("DELETE", b"w=1", (MET,), UpdateRequest(b"a", "delete", (MET,), quorum="1")),
+        ("POST", b"incr=5", (), UpdateRequest(b"a", "increment", content_type=b"text/plain", step=5)),
+        ("POST", b"incr=-5&ttl=1.5&w=2", (MET,),
+         UpdateRequest(b"a", "increment", (MET,), content_type=b"text/plain", ttl_ms=1500, step=-5, quorum="2")),
+        ("PATCH", b"ttl=60", (), UpdateRequest(b"a", "expire", ttl_ms=60_000)),
+        ("PATCH", b"ttl=none&timeout=1", (MET,), UpdateRequest(b"a", "expire", (MET,), timeout_s=1.0)),
+    ],
+)  # fmt: skip
+def test_a_change_that_depends_on_what_stands_is_an_update(method, query, conditions, expected):
+    assert CONTRACT.write_request(method, Target(b"/kv/a", query), b"t", conditions) == expected
+
+
+def test_a_change_that_depends_on_what_stands_is_never_sloppy():
+    with pytest.raises(RefusedError) as refused:
+        CONTRACT.write_request("PUT", Target(b"/kv/a", b"sloppy=true"), b"", (MET,))
+    assert status_of(refused) == 400
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [
+        ("0", 0), ("-0", 0), ("+7", 7), ("007", 7), ("-1", -1), ("9223372036854775807", (1 << 63) - 1),
+        ("-9223372036854775808", -(1 << 63)),
+    ],
+)  # fmt: skip
+def test_a_step_is_an_integer_of_64_bits(text, step):
+    request = CONTRACT.write_request("POST", Target(b"/kv/a", b"incr=" + text.encode()))
+    assert isinstance(request, UpdateRequest)
+    assert request.step == step
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9223372036854775808", "-9223372036854775809", "1.0", "1e3", "0x1", "one", "--1", "+-1", "+", "-", "1 ", " 1",
+        "1_0", "%D9%A3", "%B2", "9" * 5000,
+    ],
+)  # fmt: skip
+def test_a_step_that_is_none_is_refused(text):
+    with pytest.raises(RefusedError) as refused:
+        CONTRACT.write_request("POST", Target(b"/kv/a", b"incr=" + text.encode()))
+    assert status_of(refused) == 400
+    assert len(refused.value.detail) < 200
 
 
 def test_a_deletion_takes_no_content_type():
@@ -309,29 +395,38 @@ def test_a_content_type_that_could_not_be_sent_again_is_refused(raw):
 @pytest.mark.parametrize(
     ("method", "name", "status"),
     [
-        *[(method, "If-Match", 501) for method in contract.KV_METHODS],
         *[(method, "If-Unmodified-Since", 501) for method in contract.KV_METHODS],
-        *[(method, "If-None-Match", 501) for method in ("PUT", "POST", "DELETE")],
         ("PUT", "Content-Range", 400),
         ("POST", "Content-Range", 400),
         ("PUT", "Transfer-Encoding", 501),
         ("POST", "Transfer-Encoding", 501),
     ],
 )
-def test_a_condition_that_is_not_evaluated_is_never_ignored(method, name, status):
+def test_a_header_that_is_not_obeyed_is_never_ignored(method, name, status):
     with pytest.raises(RefusedError) as refused:
         CONTRACT.check_headers(method, {name: '"x"'})
     assert status_of(refused) == status
 
 
 @pytest.mark.parametrize("method", contract.KV_METHODS)
-def test_other_headers_are_no_obstacle(method):
-    CONTRACT.check_headers(
-        method, {"Host": "h", "If-Modified-Since": "x", "Range": "bytes=0-1", "Content-Encoding": "gzip"}
-    )
-    CONTRACT.check_headers(method, {"Transfer-Encoding": "Chunked"})
-    if method in {"GET", "HEAD"}:
-        CONTRACT.check_headers(method, {"If-None-Match": "*"})
+def test_conditions_are_noticed_and_other_headers_are_no_obstacle(method):
+    others = {"Host": "h", "If-Modified-Since": "x", "If-Range": "x", "Range": "bytes=0-1", "Content-Encoding": "gzip"}
+    assert not CONTRACT.check_headers(method, others)
+    assert not CONTRACT.check_headers(method, {"Transfer-Encoding": "Chunked"})
+    assert CONTRACT.check_headers(method, {"If-None-Match": "*"})
+    assert CONTRACT.check_headers(method, {"If-Match": "*"})
+    assert CONTRACT.check_headers(method, {"If-Match": "*", "If-Unmodified-Since": "x"})
+
+
+def test_conditions_are_read_in_the_order_in_which_they_count():
+    both = contract.parse_conditions(TAG, b"*")
+    assert both == (Condition(True, (VERSION,)), Condition(False, ()))
+    assert contract.parse_conditions(None, None) == ()
+    assert contract.parse_conditions(None, b'"other"') == ()
+    for lists in ((b"x", None), (None, b"x"), (TAG, b"")):
+        with pytest.raises(RefusedError) as refused:
+            contract.parse_conditions(*lists)
+        assert (status_of(refused), refused.value.problem.name) == (400, "bad-header")
 
 
 def test_a_value_may_be_as_large_as_the_setting_says_and_no_larger():
@@ -362,6 +457,7 @@ def test_a_found_value_is_answered_with_all_that_a_cache_wants_to_know():
         (
             (b"Content-Type", b"text/plain"),
             (b"Content-Length", b"5"),
+            (b"Content-Security-Policy", b"sandbox"),
             (b"ETag", b'"' + VERSION.hex().encode() + b'"'),
             (b"Last-Modified", b"Tue, 14 Nov 2023 22:13:10 GMT"),
             (b"Cache-Control", b"no-cache"),
@@ -408,24 +504,32 @@ TAG = contract.entity_tag(VERSION)
 
 
 @pytest.mark.parametrize(
-    ("condition", "status"),
+    ("if_match", "if_none_match", "status"),
     [
-        (TAG, 304),
-        (b"W/" + TAG, 304),
-        (b"*", 304),
-        (b' "other", ' + TAG + b' , "x"', 304),
-        (b'"a,b",' + TAG, 304),
-        (b'"other"', 200),
-        (TAG.strip(b'"'), 200),
-        (TAG[:-1], 200),
-        (b"", 200),
-        (b'"*"', 200),
+        (None, TAG, 304),
+        (None, b"W/" + TAG, 304),
+        (None, b"*", 304),
+        (None, b' "other", ' + TAG + b' , "x"', 304),
+        (None, b'"a,b",' + TAG, 304),
+        (None, b'"other"', 200),
+        (None, b'"*"', 200),
+        (TAG, None, 200),
+        (b"*", None, 200),
+        (b'"other", ' + TAG, None, 200),
+        (b'"other"', None, 412),
+        (b"W/" + TAG, None, 412),
+        (b'"other"', TAG, 412),
+        (TAG, TAG, 304),
+        (b"*", b'"other"', 200),
     ],
 )
-def test_if_none_match_decides_between_200_and_304(condition, status):
+def test_conditions_of_a_read_decide_between_200_304_and_412(if_match, if_none_match, status):
     outcome = Outcome(record=pack_record(VERSION, b"value", expires_unix_ms=NOW_MS + 5000))
-    response = CONTRACT.outcome_of_read(outcome, NOW_MS, condition)
+    response = CONTRACT.outcome_of_read(outcome, NOW_MS, contract.parse_conditions(if_match, if_none_match))
     assert response.status == status
+    if status == 412:
+        assert problem(response)["type"] == "urn:zephyr:problem:precondition-failed"
+        return
     assert header(response, b"ETag") == TAG
     assert header(response, b"Cache-Control") == b"max-age=5"
     if status == 304:
@@ -434,8 +538,8 @@ def test_if_none_match_decides_between_200_and_304(condition, status):
 
 
 def test_a_missing_key_is_a_problem_whatever_the_condition():
-    for condition in (b"", b"*", TAG):
-        response = CONTRACT.outcome_of_read(Outcome(answered=2, asked=2), NOW_MS, condition)
+    for lists in ((None, None), (None, b"*"), (None, TAG), (b"*", None), (TAG, TAG)):
+        response = CONTRACT.outcome_of_read(Outcome(answered=2, asked=2), NOW_MS, contract.parse_conditions(*lists))
         assert problem(response)["type"] == "urn:zephyr:problem:not-found"
         assert response.status == 404
         assert header(response, b"X-Zephyr-Replicas") == b"2/2"
@@ -470,11 +574,20 @@ def test_a_write_is_answered_by_what_stood_there(method, existed, status, tagged
         (Failure.TOO_LARGE, 507, None, False),
         (Failure.OVERLOADED, 429, b"1", True),
         (Failure.CLOCK_SKEW, 503, b"1", True),
+        (Failure.PRECONDITION, 412, None, False),
+        (Failure.CONFLICT, 409, None, True),
+        (Failure.NOT_A_NUMBER, 409, None, False),
+        (Failure.ABSENT, 404, None, False),
     ],
 )
 def test_a_failure_is_a_problem_with_its_own_type(failure, status, retry_after, retryable):
     outcome = Outcome(failure, "one of two answered", answered=1, asked=2)
-    for response in (CONTRACT.outcome_of_read(outcome, NOW_MS, b"*"), CONTRACT.outcome_of_write("PUT", outcome)):
+    for response in (
+        CONTRACT.outcome_of_read(outcome, NOW_MS, (Condition(False, ()),)),
+        CONTRACT.outcome_of_write("PUT", outcome),
+        CONTRACT.outcome_of_update("POST", UpdateRequest(b"a", "increment"), outcome),
+        CONTRACT.outcome_of_update("PATCH", UpdateRequest(b"a", "expire"), outcome),
+    ):
         document = problem(response)
         assert response.status == status
         assert document["type"] == f"urn:zephyr:problem:{failure.value}"
@@ -484,19 +597,64 @@ def test_a_failure_is_a_problem_with_its_own_type(failure, status, retry_after, 
         assert header(response, b"X-Zephyr-Replicas") == b"1/2"
 
 
+def test_an_increment_is_answered_with_the_new_number():
+    outcome = Outcome(record=pack_record(VERSION, b"-42"), version=VERSION, answered=2, asked=3, hinted=("n2",))
+    response = CONTRACT.outcome_of_update("POST", UpdateRequest(b"a", "increment"), outcome)
+    assert response == Response(
+        200,
+        (
+            (b"Content-Type", b"text/plain"),
+            (b"Content-Length", b"3"),
+            (b"ETag", TAG),
+            (b"X-Content-Type-Options", b"nosniff"),
+            (b"X-Zephyr-Coordinator", b"n1"),
+            (b"X-Zephyr-Replicas", b"2/3"),
+            (b"X-Zephyr-Hinted", b"n2"),
+        ),
+        b"-42",
+    )
+
+
+def test_a_new_deadline_is_a_new_version_without_a_body():
+    response = CONTRACT.outcome_of_update("PATCH", UpdateRequest(b"a", "expire"), Outcome(version=VERSION))
+    assert (response.status, response.body, header(response, b"ETag")) == (204, b"", TAG)
+    assert header(response, b"Content-Length") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "existed", "status"),
+    [("put", "PUT", False, 201), ("put", "POST", True, 204), ("delete", "DELETE", True, 204)],
+)
+def test_a_conditional_write_is_answered_like_any_other(kind, method, existed, status):
+    outcome = Outcome(version=VERSION, existed=existed)
+    response = CONTRACT.outcome_of_update(method, UpdateRequest(b"a", kind), outcome)
+    assert response == CONTRACT.outcome_of_write(method, outcome)
+    assert response.status == status
+
+
+@pytest.mark.parametrize("failure", [None, Failure.UNKNOWN])
+def test_owners_for_which_another_node_keeps_a_write_are_named(failure):
+    response = CONTRACT.outcome_of_write("PUT", Outcome(failure, hinted=("n2", "n4")))
+    assert header(response, b"X-Zephyr-Hinted") == b"n2, n4"
+    assert header(CONTRACT.outcome_of_write("PUT", Outcome(failure)), b"X-Zephyr-Hinted") is None
+
+
 def test_every_failure_has_an_answer():
     for failure in Failure:
-        assert CONTRACT.outcome_of_write("PUT", Outcome(failure)).status >= 429
+        response = CONTRACT.outcome_of_write("PUT", Outcome(failure))
+        assert response.status >= 400
+        assert problem(response)["detail"], "it says something, even where the cluster did not"
 
 
 def test_a_refused_method_names_those_that_would_do():
     response = CONTRACT.refusal(contract.method_not_allowed(contract.KV_METHODS))
     assert problem(response)["retryable"] is False
     assert response.status == 405
-    assert header(response, b"Allow") == b"GET, HEAD, PUT, POST, DELETE"
+    assert header(response, b"Allow") == b"GET, HEAD, PUT, POST, DELETE, PATCH"
 
 
 def test_the_names_of_problems_are_unique():
-    problems = [value for value in vars(contract).values() if isinstance(value, contract.Problem)]
-    problems += contract._FAILURES.values()
+    modules = (contract, batch)
+    problems = {value for module in modules for value in vars(module).values() if isinstance(value, contract.Problem)}
+    problems |= set(contract.FAILURES.values())
     assert len({item.name for item in problems}) == len(problems) > 15

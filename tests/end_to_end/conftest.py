@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,34 @@ CLUSTER = f"test-{os.getpid()}"
 def new_node(tmp_path: Path) -> Callable[[int], NodeProcess]:
     """Return a function that makes one more node on loopback, which is not started; they are counted from 0."""
     return lambda number: on_loopback(number, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def lone_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """Start a node without etcd or peers, ready to be asked, which serves all tests of a module."""
+    node = on_loopback(0, tmp_path_factory.mktemp("lone"))
+    node.start("--etcd", "none", "--cluster", CLUSTER)
+    try:
+        give_up_s = time.monotonic() + START_MAX_S
+        while not is_ready_now(node):
+            assert time.monotonic() < give_up_s, f"not ready in time: {node.log.read_text()}"
+            time.sleep(0.05)
+        yield node
+    finally:
+        print(node.log.read_text()[-3000:])  # noqa: T201  # shown when a test fails
+        node.kill()
+
+
+def is_ready_now(node: NodeProcess) -> bool:
+    """Ask once, and wait for nothing else."""
+    connection = http.client.HTTPConnection(node.http, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 @pytest.fixture

@@ -85,7 +85,8 @@ async def test_a_stamp_from_the_future_is_refused_and_counted(nodes, rogue_at):
         reply = await rogue.ask(operation, (b"key", ahead))
         assert reply.status == Status.CLOCK_SKEW
     many = await rogue.ask(Operation.MANY, ((Operation.WRITE, (b"key", ahead)),))
-    assert many.payload == ((Status.CLOCK_SKEW, ()),)
+    [(status, _)] = many.payload
+    assert status == Status.CLOCK_SKEW
     assert await metric(nodes, node, "zephyr_refused_stamps_total") == 3
     status, _ = await nodes.request(nodes.nodes[1], "GET", "/kv/key")
     assert status == 404

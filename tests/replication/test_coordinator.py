@@ -14,6 +14,8 @@ from zephyr.replication.coordinator import (
     CONFIRMATION_WAIT_S,
     DOUBTED_MAX,
     NOT_OWNER_PAUSE_S,
+    PHI_DOUBTED,
+    RANKS_KEPT_S,
     Coordinator,
     Pending,
 )
@@ -178,6 +180,23 @@ def test_a_read_asks_suspects_last_and_those_that_cannot_be_reached_never():
     assert completed(coordinator.failed(calls[0].call_id, "lost", at(1.1), sent=True)).failure is Failure.UNAVAILABLE
 
 
+def test_what_is_known_of_a_replicas_silence_stands_for_a_moment():
+    coordinator, silence = build("n1", "n2", "n3"), {"n2": 0.0, "n3": 0.0}
+    coordinator._phi = lambda node_id, _now: silence[node_id]
+    key = key_owned_by(coordinator, lambda owners: owners == ("n1", "n2", "n3"))
+
+    def asked(second: float) -> str:
+        return sends(coordinator.begin_read(ReadRequest(key), at(second)).effects)[0].node_id
+
+    assert asked(1) == "n2"
+    silence["n2"] = PHI_DOUBTED
+    assert asked(1 + RANKS_KEPT_S / 2) == "n2"
+    assert asked(1 + RANKS_KEPT_S) == "n3"
+    silence["n3"] = PHI_DOUBTED
+    route(coordinator, suspects=["n3"])
+    assert asked(1 + RANKS_KEPT_S) == "n2", "a suspicion is heard at once"
+
+
 def test_a_write_is_not_sent_to_who_cannot_be_reached():
     coordinator = build("n1", "n2", "n3")
     route(coordinator, unreachable=["n2"])
@@ -275,6 +294,25 @@ def test_a_slow_replica_is_not_waited_for_and_is_repaired_when_it_answers():
     coordinator.check_invariants()
 
 
+def test_whoever_holds_the_timer_hears_of_each_moment_that_a_request_waits_for():
+    coordinator = build("n1", "n2", "n3")
+    assert coordinator.due_s == coordinator.deadline() == float("inf")
+    coordinator.begin_write(WriteRequest(b"key", b"value"), at(1))
+    assert coordinator.due_s == 1 + SETTINGS.request_timeout
+    [call] = sends(coordinator.begin_read(ReadRequest(b"key"), at(2)).effects)
+    assert coordinator.due_s == pytest.approx(2 + PATIENCE_UNKNOWN_S)
+    coordinator.replied(call.call_id, Status.NOT_OWNER, (1, 6, b"ring-two"), at(2.01))
+    coordinator.poll(at(2 + PATIENCE_UNKNOWN_S))
+    assert coordinator.due_s == coordinator.deadline() == pytest.approx(2.01 + NOT_OWNER_PAUSE_S)
+    route(coordinator, unreachable=["n2"])
+    coordinator.begin_write(WriteRequest(b"key", b"value"), at(2.2))
+    assert coordinator.due_s > 2.2, "a hint is kept once the write is decided"
+    coordinator.skew.heard("n3", at(2.1).unix_ms, at(2.1))
+    coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(2.2))
+    assert coordinator.due_s == coordinator.hints.deadline() == -float("inf")
+    assert coordinator.deadline() > 2.2
+
+
 def test_second_askings_have_a_budget():
     coordinator = build("n1", "n2", "n3")
     for number in range(200):
@@ -315,9 +353,42 @@ def test_a_ring_that_shrank_while_gossip_leads_needs_as_many_replicas_as_before(
 
 def test_a_write_decided_by_this_node_alone_still_reaches_the_others():
     coordinator = build("n1", "n2", "n3")
+    coordinator.skew.heard("n2", at(0.9).unix_ms, at(0.9))  # So its clock is known to be right.
     pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(1))
     assert {call.node_id for call in sends(pending.effects)} == {"n2", "n3"}
     assert completed(pending.effects).failure is None
+
+
+def test_a_clock_that_jumped_is_not_trusted_any_more():
+    coordinator = build("n1", "n2", "n3")
+    coordinator.skew.heard("n2", at(0.9).unix_ms, at(0.9))
+    jumped = Instant(1.0, at(1.0).unix_ms + 60_000)
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), jumped)
+    assert len(sends(pending.effects)) == len(pending.effects) == 2
+    assert coordinator.store.items == 0
+    for call in sends(pending.effects):
+        effects = coordinator.replied(call.call_id, Status.CLOCK_SKEW, (at(1.1).unix_ms,), jumped)
+    assert completed(effects).failure is Failure.CLOCK_SKEW
+    assert coordinator.store.items == 0
+
+
+def test_a_clock_that_nobody_vouches_for_stamps_nothing():
+    coordinator = build("n1", "n2", "n3")
+    pending = coordinator.begin_write(WriteRequest(b"key", b"value", quorum="1"), at(1))
+    for call in sends(pending.effects):
+        effects = coordinator.failed(call.call_id, "no connection", at(1.1), sent=False)
+    assert completed(effects).failure is Failure.UNAVAILABLE
+    assert coordinator.store.items == 0
+
+
+def test_a_write_that_one_round_may_have_applied_is_not_said_to_be_nowhere():
+    coordinator = build("n1", "n2", "n3")
+    first, _second = sends(coordinator.begin_write(WriteRequest(b"key", b"value"), at(1)).effects)
+    coordinator.replied(first.call_id, Status.NOT_OWNER, (1, 6, b"ring-two"), at(1.1))
+    effects = coordinator.poll(at(1.1 + NOT_OWNER_PAUSE_S))
+    for call in sends(effects):
+        effects = coordinator.failed(call.call_id, "no connection", at(1.5), sent=False)
+    assert completed(effects).failure is Failure.UNKNOWN
 
 
 def test_a_passed_deadline_leaves_the_outcome_of_a_write_unknown():
@@ -358,6 +429,43 @@ def test_deadlines_of_finished_requests_do_not_pile_up(timeout_s, monkeypatch):
     coordinator.poll(at(1 + PATIENCE_UNKNOWN_S))
     [effect] = coordinator.poll(at(coordinator.deadline()))
     assert effect.request_id == still_open.request_id
+
+
+def test_what_a_batch_sends_to_one_peer_goes_in_one_frame_and_each_call_has_its_answer():
+    coordinator = build("n1", "n2", "n3")
+    requests = [WriteRequest(b"key-%d" % number, b"value", quorum="all") for number in range(3)]
+    begun, effects = coordinator.begin_all(requests, at(1))
+    frames = {call.node_id: call for call in sends(effects)}
+    assert {call.operation for call in frames.values()} == {Operation.MANY}
+    assert [operation for operation, _ in frames["n2"].arguments] == [Operation.WRITE] * 3
+    assert completions(coordinator, frames["n3"], ((0, acknowledged()),) * 3) == {}
+    answers = ((0, acknowledged()), (0, list(acknowledged())), (int(Status.TOO_LARGE), ()))
+    ended = completions(coordinator, frames["n2"], answers)
+    assert [ended[pending.request_id].failure for pending in begun] == [None, Failure.UNKNOWN, Failure.UNKNOWN]
+    coordinator.check_invariants()
+
+
+@pytest.mark.parametrize("answers", [(), ((0, ()),) * 2, (0, ()), (b"", (), "")])
+def test_a_frame_whose_answer_has_another_form_answers_none_of_its_calls(answers):
+    coordinator = build("n1", "n2", "n3")
+    requests = [WriteRequest(b"key-%d" % number, b"value", quorum="all") for number in range(3)]
+    begun, effects = coordinator.begin_all(requests, at(1))
+    ended = completions(coordinator, sends(effects)[0], answers)
+    assert {ended[pending.request_id].failure for pending in begun} == {Failure.UNKNOWN}
+
+
+def completions(coordinator: Coordinator, frame: SendPeer, answers: tuple[object, ...]) -> dict[int, Outcome]:
+    """Answer a frame; return what ended by it, by request."""
+    effects = coordinator.replied(frame.call_id, Status.OK, answers, at(1.1))
+    return {effect.request_id: effect.outcome for effect in effects if isinstance(effect, CompleteRequest)}
+
+
+@pytest.mark.parametrize("call", [(), (1,), [1, (b"key",)], (1, [b"key"]), ("1", (b"key",)), (True, (b"key",)), b"ab"])
+def test_a_call_of_another_form_within_a_frame_costs_that_call(call):
+    replica = build("n1").replica
+    status, answers = replica.serve(Operation.MANY, (call, (1, (b"key",))), replica.digest, at(1))
+    assert status == Status.OK
+    assert [answer for answer, _ in answers] == [Status.BAD_REQUEST, Status.OK]
 
 
 def test_a_write_overtaken_by_a_newer_one_is_stamped_above_it():

@@ -291,7 +291,7 @@ def test_after_it_dropped_all_a_node_fetches_all_again():
     side = cluster.sides["n2"]
     for slot in side.store.occupied_slots():
         side.store.drop_slot(slot)
-    side.levels.dropped_all()
+    side.levels.begin_anew()
     assert not side.levels.is_level(key_slot(KEYS[0]))
     cluster.settle()
     assert_complete(cluster)

@@ -42,6 +42,16 @@ def test_a_read_asks_another_owner_for_each_that_fails():
     assert (outcome.answered, outcome.asked) == (2, 3)
 
 
+def test_a_mark_above_what_all_have_makes_it_a_miss():
+    read = QuorumRead(OWNERS, 2)
+    read.asks()
+    read.on_record("n1", record(1))
+    read.on_version("n2", version(1), version(2))
+    assert (read.asks(), read.repairs()) == ([], ())
+    assert read.outcome().record is None
+    assert read.outdated == (version(2), ("n1", "n2"))
+
+
 def test_a_read_that_runs_out_of_owners_says_why():
     read = QuorumRead(OWNERS, 2)
     read.asks()

@@ -11,7 +11,7 @@ from chaos.network import Path, Uniform
 from chaos.report import percentile, tables, wilson
 from chaos.simulate import PLANS, cases, replay_command
 
-PLAN_SEEDS = 100
+PLAN_SEEDS = 30
 
 
 def settled(count: int, **options: object) -> GossipWorld:
@@ -197,7 +197,7 @@ def test_a_case_that_makes_no_sense_is_refused(text):
 
 
 def test_every_scenario_is_planned_for():
-    assert set(PLANS) == {"cluster", *SCENARIOS}
+    assert set(PLANS) == {"cluster", "claims", *SCENARIOS}
 
 
 def test_whatever_a_run_raises_is_its_result(monkeypatch):

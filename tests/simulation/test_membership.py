@@ -665,6 +665,32 @@ def test_who_was_removed_while_etcd_was_away_is_evicted_whoever_is_first_to_prop
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
 
 
+def test_who_was_out_of_the_ring_of_the_others_without_seeing_it_is_not_level_when_it_is_back():
+    cluster = Cluster(replicas=3).started()
+    cluster.write_all(b"old")
+    cluster.cut_from_etcd(*IDS)
+    cluster.wait(3)
+    for other in IDS:  # It hears the others, and they do not hear it.
+        cluster.simulation.cuts["n3", other] = True
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.lease_ttl)
+    cluster.cut_from_etcd("n3")
+    cluster.wait(SETTINGS.lease_ttl)
+    assert cluster.rings()["n1"] == ["n1", "n2", "n4", "n5"]
+    assert "n3" in cluster.rings()["n3"]
+    cluster.write_all(b"new")
+    cluster.heal()
+    while "n3" not in cluster.rings()["n1"]:
+        cluster.wait(0.01)
+    cluster.wait(0.02)
+    held = [key for key in KEYS if cluster.node("n3").store.peek(key_slot(key), key, 0) is not None]
+    owned = [key for key in held if "n3" in cluster.node("n3").ring.owners(key_slot(key))]
+    stale = [key for key in owned if cluster.node("n3").store.peek(key_slot(key), key, 0).endswith(b"old")]
+    assert not any(cluster.node("n3").levels.is_level(key_slot(key)) for key in stale)
+    cluster.wait(10)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    assert all(cluster.node("n3").levels.is_level(key_slot(key)) for key in KEYS)
+
+
 def test_who_was_removed_while_etcd_was_away_is_not_confirmed_by_its_lease_alone():
     cluster = Cluster(replicas=3).started()
     cluster.write_all(b"old")

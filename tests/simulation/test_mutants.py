@@ -105,9 +105,9 @@ MUTANTS = {
         Reconciler, "_is_doubtful", lambda *_: False,
         started(scenarios.test_a_wiped_etcd_that_comes_and_goes_at_one_node_shrinks_no_ring),
     ),
-    "whoever was left behind stays in its own ring": Mutant(
-        Reconciler, "_is_left_behind", lambda *_: False,
-        seeded(scenarios.test_who_was_evicted_while_it_was_cut_off_serves_nothing_that_it_kept),
+    "whoever registers anew believes itself level": Mutant(
+        Node, "_doubt_levels", lambda *_: None,
+        alone(scenarios.test_who_was_out_of_the_ring_of_the_others_without_seeing_it_is_not_level_when_it_is_back),
     ),
     "who was removed and lives is an owner again": Mutant(
         Reconciler, "_forget_removed", forget_who_lives,

@@ -1,8 +1,8 @@
 """What a request means and what an outcome says, in the terms of HTTP (RFC 9110, 9111, 9457).
 
 Decides keys, parameters, limits, status codes, headers and problems. Never decides how bytes arrive or
-leave, and never what a read or a write does: a request becomes a `ReadRequest` or a `WriteRequest`, an
-`Outcome` becomes a `Response`. Pure.
+leave, and never what a read or a write does: a request becomes a `ReadRequest`, a `WriteRequest` or, where the change
+depends on what stands, an `UpdateRequest`; an `Outcome` becomes a `Response`. Pure.
 
 - Nothing is normalised: the raw path after `/kv/`, percent-decoded once, is the key. `//`, `..`, `%2F` and
   `%00` are bytes of it, `+` is a plus; two spellings of the same bytes are the same key.
@@ -18,12 +18,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from zephyr.api.conditions import is_met, parse_condition
 from zephyr.config import KEY_BYTES_MAX, NODE_ID_PATTERN, Settings, parse_duration_s
 from zephyr.errors import RequestError
-from zephyr.model import Failure, NodeId, Outcome, ReadRequest, Version, WriteRequest
+from zephyr.model import Condition, Failure, NodeId, Outcome, ReadRequest, UpdateRequest, Version, WriteRequest
 from zephyr.store.record import (
     CONTENT_TYPE_BYTES_MAX,
     record_content_type,
@@ -37,43 +38,40 @@ TTL_MS_MAX = 10 * 365 * 86_400_000
 """Ten years of 365 days: far longer than a cache lives, and far below what 48 bits of unix ms hold."""
 TIMEOUT_S_MAX = 60.0
 """Longest deadline that a client may ask for, since each request in flight takes up a place."""
+STEP_MIN, STEP_MAX = -(1 << 63), (1 << 63) - 1
+"""Of `incr`: 64 bits, as the number that it is added to."""
 RETRY_AFTER_S = 1
 """Hint of 429 and 503: about the time in which a queue empties or a connection is made again."""
 SHOWN_CHARACTERS_MAX = 64
 """Most of what a client sent is quoted in an error."""
 KV_PREFIX = b"/kv/"
-KV_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
+KV_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH")
 PAGE_METHODS = ("GET", "HEAD")
 ACTION_METHODS = ("POST",)
 """Of what an operator asks for."""
+COUNTER_CONTENT_TYPE = b"text/plain"
+"""Of a number that `incr` created, and of its answer."""
 PROBLEM_TYPE_PREFIX = "urn:zephyr:problem:"
 
 Header: TypeAlias = tuple[bytes, bytes]
 
-_PARAMETERS: dict[str, tuple[str, ...]] = {
+PARAMETERS: dict[str, tuple[str, ...]] = {
     "GET": ("r", "timeout"),
     "HEAD": ("r", "timeout"),
-    "PUT": ("ttl", "w", "timeout"),
-    "POST": ("ttl", "w", "timeout"),
-    "DELETE": ("w", "timeout"),
+    "PUT": ("ttl", "w", "sloppy", "timeout"),
+    "POST": ("ttl", "w", "sloppy", "timeout", "incr"),
+    "DELETE": ("w", "sloppy", "timeout"),
+    "PATCH": ("ttl", "w", "timeout"),
 }
-_CONDITIONS_REFUSED: dict[str, tuple[str, ...]] = {
-    "GET": ("If-Match", "If-Unmodified-Since"),
-    "HEAD": ("If-Match", "If-Unmodified-Since"),
-    "PUT": ("If-Match", "If-None-Match", "If-Unmodified-Since"),
-    "POST": ("If-Match", "If-None-Match", "If-Unmodified-Since"),
-    "DELETE": ("If-Match", "If-None-Match", "If-Unmodified-Since"),
-}
-"""Conditions that would change what a request does, and are not evaluated. `If-Modified-Since` is none of them:
-answering such a read in full is always right, and a date in whole seconds cannot tell two writes apart."""
+"""What may stand in the query of a request under `/kv/`."""
 
 _PERCENT_MALFORMED = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x1f\x7f]")
 _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
-_ENTITY_TAG = re.compile(rb'(?:W/)?("[^"]*")')
 _EVENT_ID = re.compile(r"[0-9]{1,15}")
 _UNIX_MS = re.compile(rb"[0-9]{1,15}")
 _QUORUM_NUMBER = re.compile(r"[0-9]{1,9}")
+_STEP = re.compile(r"[+-]?[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,7 @@ METHOD_NOT_ALLOWED = Problem("method-not-allowed", 405, "The method is not allow
 TOO_SLOW = Problem("too-slow", 408, "The request arrived too slowly", retryable=True)
 CANNOT_EVICT = Problem("cannot-evict", 409, "This node cannot propose that")
 NOTHING_HELD = Problem("nothing-held", 409, "No ring is held here")
+PRECONDITION_FAILED = Problem(Failure.PRECONDITION.value, 412, "What stands does not meet the condition")
 VALUE_TOO_LARGE = Problem("value-too-large", 413, "The value is too large")
 KEY_TOO_LONG = Problem("key-too-long", 414, "The key is too long")
 EXPECTATION_FAILED = Problem("expectation-failed", 417, "The expectation cannot be met")
@@ -113,7 +112,7 @@ NOT_READY = Problem("not-ready", 503, "The node is not ready", retryable=True)
 TOO_MANY_STREAMS = Problem("too-many-streams", 503, "Too many clients watch this node", retryable=True)
 TOO_MANY_CONNECTIONS = Problem("too-many-connections", 503, "Too many connections are busy", retryable=True)
 
-_FAILURES: dict[Failure, Problem] = {
+FAILURES: dict[Failure, Problem] = {
     Failure.UNAVAILABLE: Problem(
         Failure.UNAVAILABLE.value, 503, "Too few replicas can be reached; nothing was applied", retryable=True
     ),
@@ -125,8 +124,14 @@ _FAILURES: dict[Failure, Problem] = {
     Failure.CLOCK_SKEW: Problem(
         Failure.CLOCK_SKEW.value, 503, "The clocks of the nodes differ too much; nothing was applied", retryable=True
     ),
+    Failure.PRECONDITION: PRECONDITION_FAILED,
+    Failure.CONFLICT: Problem(Failure.CONFLICT.value, 409, "Another write won the race", retryable=True),
+    Failure.NOT_A_NUMBER: Problem(
+        Failure.NOT_A_NUMBER.value, 409, "The value is no integer of 64 bits, or would not stay one"
+    ),
+    Failure.ABSENT: NOT_FOUND,
 }
-_WAIT_STATUSES = (429, 503)
+WAIT_STATUSES = (429, 503)
 """Answers that tell when to come back."""
 
 
@@ -173,13 +178,13 @@ def parse_target(raw: bytes | str) -> Target:
     return Target(path, query)
 
 
-def parse_key(path: bytes) -> bytes:
-    """Return the key that a path under `/kv/` names.
+def parse_key(path: bytes, prefix: bytes = KV_PREFIX) -> bytes:
+    """Return the key that a path under this prefix names.
 
     Raises `RefusedError`: 404 for an empty one, 400 for a malformed `%`, 414 for more than `KEY_BYTES_MAX` bytes.
     """
-    key = path[len(KV_PREFIX) :]
-    return checked_key(_percent_decoded(key, BAD_KEY, "the key") if b"%" in key else key)
+    key = path[len(prefix) :]
+    return checked_key(percent_decoded(key, BAD_KEY, "the key") if b"%" in key else key)
 
 
 def checked_key(key: bytes) -> bytes:
@@ -196,22 +201,48 @@ def key_text(key: bytes) -> str:
     return quote_from_bytes(key, safe="")
 
 
-def parse_parameters(query: bytes, known: tuple[str, ...]) -> dict[str, str]:
-    """Read a query strictly. Raises `RefusedError` (400) for one that is unknown, empty, given twice or malformed."""
+def parse_parameters(query: bytes, known: tuple[str, ...], may_be_empty: tuple[str, ...] = ()) -> dict[str, str]:
+    """Read a query strictly; each character of a value stands for one byte.
+
+    Raises `RefusedError` (400) for a parameter that is unknown, empty, given twice or malformed.
+    """
     parameters: dict[str, str] = {}
     for part in query.split(b"&") if query else ():
         raw_name, _, raw_value = part.partition(b"=")
         name, value = (
-            _percent_decoded(text, BAD_PARAMETER, "a parameter").decode("latin-1") for text in (raw_name, raw_value)
+            percent_decoded(text, BAD_PARAMETER, "a parameter").decode("latin-1") for text in (raw_name, raw_value)
         )
         if name not in known:
-            raise RefusedError(BAD_PARAMETER, f"{_shown(name)} is unknown here; known are {', '.join(known)}")
+            raise RefusedError(BAD_PARAMETER, f"{shown(name)} is unknown here; known are {', '.join(known)}")
         if name in parameters:
             raise RefusedError(BAD_PARAMETER, f"{name} is given twice")
-        if not value:
+        if not value and name not in may_be_empty:
             raise RefusedError(BAD_PARAMETER, f"{name} is empty")
         parameters[name] = value
     return parameters
+
+
+def check_no_body(body_bytes: int) -> None:
+    """Refuse (400) a body where there is nothing for it to say."""
+    if body_bytes:
+        raise RefusedError(MALFORMED, "this request takes no body")
+
+
+def check_batch_headers(headers: Mapping[str, str]) -> None:
+    """Refuse (501) what would have to hold for each key of a batch, and is not looked at."""
+    for name in ("If-Match", "If-None-Match", "If-Unmodified-Since"):
+        if name in headers:
+            raise RefusedError(NOT_SUPPORTED, f"a batch has no conditions: {name}")
+    check_transfer_coding(headers)
+
+
+def check_transfer_coding(headers: Mapping[str, str]) -> None:
+    """Refuse (501) a body that comes in another transfer coding than chunks.
+
+    Unlike a content coding it is no part of the body (RFC 9112, section 6.1).
+    """
+    if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+        raise RefusedError(NOT_SUPPORTED, "the only transfer coding understood is chunked")
 
 
 def lenient_parameter(query: bytes, name: str) -> bytes | None:
@@ -222,7 +253,7 @@ def lenient_parameter(query: bytes, name: str) -> bytes | None:
     for part in query.split(b"&"):
         raw_name, _, raw_value = part.partition(b"=")
         if raw_name == name.encode():
-            return _percent_decoded(raw_value, BAD_PARAMETER, name)
+            return percent_decoded(raw_value, BAD_PARAMETER, name)
     return None
 
 
@@ -248,9 +279,15 @@ def parse_node_id(name: bytes) -> NodeId:
 
 def parse_ttl_ms(text: str) -> int:
     """Read a TTL in whole ms, at least 1. Raises `RefusedError` (400) unless it is above 0 and at most `TTL_MS_MAX`."""
-    seconds = _duration_s("ttl", text)
+    return checked_ttl_ms(_duration_s("ttl", text), text)
+
+
+def checked_ttl_ms(seconds: float, text: str) -> int:
+    """Return a TTL in whole ms, at least 1; `text` is how the client wrote it. Raises `RefusedError` (400)."""
+    if seconds <= 0:
+        raise RefusedError(BAD_PARAMETER, f"ttl: {shown(text)} is not above 0")
     if seconds * 1000 > TTL_MS_MAX:
-        raise RefusedError(BAD_PARAMETER, f"ttl: {_shown(text)} is more than ten years")
+        raise RefusedError(BAD_PARAMETER, f"ttl: {shown(text)} is more than ten years")
     return max(1, round(seconds * 1000))
 
 
@@ -258,8 +295,40 @@ def parse_timeout_s(text: str) -> float:
     """Read a deadline in seconds. Raises `RefusedError` (400) unless it is above 0 and at most `TIMEOUT_S_MAX`."""
     seconds = _duration_s("timeout", text)
     if seconds > TIMEOUT_S_MAX:
-        raise RefusedError(BAD_PARAMETER, f"timeout: {_shown(text)} is more than {TIMEOUT_S_MAX:.0f} s")
+        raise RefusedError(BAD_PARAMETER, f"timeout: {shown(text)} is more than {TIMEOUT_S_MAX:.0f} s")
     return seconds
+
+
+def parse_step(text: str) -> int:
+    """Read the step of `incr`. Raises `RefusedError` (400) unless it is an integer of 64 bits."""
+    if not _STEP.fullmatch(text) or not STEP_MIN <= int(text) <= STEP_MAX:
+        raise RefusedError(BAD_PARAMETER, f"incr: {shown(text)} is not an integer of 64 bits")
+    return int(text)
+
+
+def parse_sloppy(text: str) -> bool:
+    """Read `sloppy`. Raises `RefusedError` (400) unless it is true or false."""
+    if text not in {"true", "false"}:
+        raise RefusedError(BAD_PARAMETER, f"sloppy: {shown(text)} is neither true nor false")
+    return text == "true"
+
+
+def parse_conditions(if_match: bytes | None, if_none_match: bytes | None) -> tuple[Condition, ...]:
+    """Read the conditions of a request, in the order in which they are to be evaluated; None: there is no such header.
+
+    Raises `RefusedError` (400) for a list that cannot be read.
+    """
+    conditions: list[Condition] = []
+    for name, raw, is_match in (("If-Match", if_match, True), ("If-None-Match", if_none_match, False)):
+        if raw is None:
+            continue
+        try:
+            condition = parse_condition(raw, is_match=is_match)
+        except ValueError as error:
+            raise RefusedError(BAD_HEADER, f"{name}: {error}") from None
+        if condition is not None:
+            conditions.append(condition)
+    return tuple(conditions)
 
 
 def parse_content_type(raw: bytes) -> bytes:
@@ -300,11 +369,6 @@ def entity_tag(version: Version) -> bytes:
     return b'"%b"' % version.hex().encode()
 
 
-def matches(condition: bytes, tag: bytes) -> bool:
-    """Tell whether `If-None-Match` names this ETag, compared weakly as RFC 9110, section 13.1.2 says."""
-    return condition.strip() == b"*" or tag in _ENTITY_TAG.findall(condition)
-
-
 class Contract:
     """The part of the contract that depends on the node's settings and name."""
 
@@ -319,57 +383,69 @@ class Contract:
         """Understand a GET or HEAD under `/kv/`. Raises `RefusedError`."""
         request = ReadRequest(parse_key(target.path))
         if target.query:
-            parameters = parse_parameters(target.query, _PARAMETERS[method])
-            request.quorum = self._quorum(parameters, "r")
-            request.timeout_s = _timeout_s(parameters)
+            parameters = parse_parameters(target.query, PARAMETERS[method])
+            request.quorum = self.quorum(parameters, "r")
+            request.timeout_s = timeout_of(parameters)
         return request
 
-    def write_request(self, method: str, target: Target, content_type: bytes = b"") -> WriteRequest:
-        """Understand a PUT, POST or DELETE under `/kv/`; the value is still to come. Raises `RefusedError`."""
+    def write_request(
+        self, method: str, target: Target, content_type: bytes = b"", conditions: tuple[Condition, ...] = ()
+    ) -> WriteRequest | UpdateRequest:
+        """Understand a PUT, POST, DELETE or PATCH under `/kv/`; a value is still to come. Raises `RefusedError`."""
         request = WriteRequest(parse_key(target.path), None)
-        if method != "DELETE":
+        if method in {"PUT", "POST"}:
             request.content_type = parse_content_type(content_type)
+        parameters = _NO_PARAMETERS
         if target.query:
-            parameters = parse_parameters(target.query, _PARAMETERS[method])
-            request.quorum = self._quorum(parameters, "w")
-            request.timeout_s = _timeout_s(parameters)
-            if "ttl" in parameters:
+            parameters = parse_parameters(target.query, PARAMETERS[method])
+            request.quorum = self.quorum(parameters, "w")
+            request.timeout_s = timeout_of(parameters)
+            if "ttl" in parameters and not (method == "PATCH" and parameters["ttl"] == "none"):
                 request.ttl_ms = parse_ttl_ms(parameters["ttl"])
+            if "sloppy" in parameters:
+                request.is_sloppy = parse_sloppy(parameters["sloppy"])
+        if conditions or method == "PATCH" or "incr" in parameters:
+            return _update_request(method, request, parameters, conditions)
         return request
 
-    def check_headers(self, method: str, headers: Mapping[str, str]) -> None:
-        """Refuse headers that change what a request under `/kv/` means, in a way that is not carried out."""
-        for name in _CONDITIONS_REFUSED[method]:
-            if name in headers:
-                raise RefusedError(NOT_SUPPORTED, f"conditions are not supported yet: {name}")
+    def check_headers(self, method: str, headers: Mapping[str, str]) -> bool:
+        """Refuse headers that change what a request under `/kv/` means, in a way that is not carried out.
+
+        Return whether there are conditions to read (`parse_conditions`). `If-Modified-Since` is none of them: answering
+        such a read in full is always right, and a date in whole seconds cannot tell two writes apart.
+        """
+        is_conditional = "If-Match" in headers
+        if "If-Unmodified-Since" in headers and not is_conditional:  # Beside If-Match it is ignored: RFC 9110, 13.1.4.
+            raise RefusedError(NOT_SUPPORTED, "a date cannot tell two writes apart: use If-Match")
         if method in {"PUT", "POST"}:
             if "Content-Range" in headers:
                 raise RefusedError(BAD_HEADER, "a part of a value cannot be written: Content-Range")
-            if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
-                # Unlike a content coding it is no part of the value (RFC 9112, section 6.1).
-                raise RefusedError(NOT_SUPPORTED, "the only transfer coding understood is chunked")
+            if "Transfer-Encoding" in headers:
+                check_transfer_coding(headers)
+        return is_conditional or "If-None-Match" in headers
 
     def check_length(self, value_bytes: int) -> None:
         """Refuse a value that is too large (413), before or while it is read."""
         if value_bytes > self._value_bytes_max:
             raise RefusedError(VALUE_TOO_LARGE, f"the most is {self._value_bytes_max} bytes")
 
-    def _quorum(self, parameters: dict[str, str], name: str) -> str | None:
+    def quorum(self, parameters: Mapping[str, str], name: str) -> str | None:
+        """Read `r` or `w`; None: it is not given. Raises `RefusedError` (400) for what no such cluster can meet."""
         text = parameters.get(name)
         if text is None or text in {"quorum", "all"}:
             return text
         if not _QUORUM_NUMBER.fullmatch(text):
-            raise RefusedError(BAD_PARAMETER, f"{name}: {_shown(text)} is not 1, quorum, all or a whole number")
+            raise RefusedError(BAD_PARAMETER, f"{name}: {shown(text)} is not 1, quorum, all or a whole number")
         if not 1 <= int(text) <= self._replicas:
             raise RefusedError(
-                BAD_PARAMETER, f"{name}: {_shown(text)} is not between 1 and the {self._replicas} replicas kept"
+                BAD_PARAMETER, f"{name}: {shown(text)} is not between 1 and the {self._replicas} replicas kept"
             )
         return str(int(text))
 
     # --- responses ----------------------------------------------------------------------------------
 
-    def outcome_of_read(self, outcome: Outcome, now_unix_ms: int, if_none_match: bytes = b"") -> Response:
-        """Answer a GET or HEAD: 200, 304, 404 or a failure."""
+    def outcome_of_read(self, outcome: Outcome, now_unix_ms: int, conditions: tuple[Condition, ...] = ()) -> Response:
+        """Answer a GET or HEAD: 200, 304, 404, 412 or a failure. A key that is absent meets and fails no condition."""
         record = outcome.record
         if outcome.failure is not None:
             return self._failed(outcome.failure, outcome)
@@ -392,34 +468,51 @@ class Contract:
         )
         if outcome.is_unconfirmed:
             validators += (_UNCONFIRMED,)
-        if if_none_match and matches(if_none_match, tag):
-            return Response(304, validators)
+        for condition in conditions:
+            if not is_met(condition, version):
+                if condition.is_match:
+                    return self.problem(PRECONDITION_FAILED, "another version stands", _replicas(outcome))
+                return Response(304, validators)
         value = record_value(record)
-        content = ((b"Content-Type", record_content_type(record)), (b"Content-Length", b"%d" % len(value)))
+        content: tuple[Header, ...] = (
+            (b"Content-Type", record_content_type(record)),
+            (b"Content-Length", b"%d" % len(value)),
+            _SANDBOXED,
+        )
         return Response(200, content + validators, value)
 
     def outcome_of_write(self, method: str, outcome: Outcome) -> Response:
         """Answer a PUT, POST or DELETE: 201, 204 or a failure."""
         if outcome.failure is not None:
             return self._failed(outcome.failure, outcome)
-        origin = (_NOSNIFF, self._coordinator, _replicas(outcome))
+        origin: tuple[Header, ...] = (_NOSNIFF, self._coordinator, _replicas(outcome))
+        if outcome.hinted:
+            origin += (_hinted(outcome),)
         if method == "DELETE":
             return Response(204, origin)
         tag = (b"ETag", entity_tag(outcome.version))
         return Response(204, (tag, *origin)) if outcome.existed else Response(201, (_EMPTY, tag, *origin))
 
+    def outcome_of_update(self, method: str, update: UpdateRequest, outcome: Outcome) -> Response:
+        """Answer a change that depended on what stood: like a write, or with the new number."""
+        if outcome.failure is not None or update.kind in {"put", "delete"}:
+            return self.outcome_of_write(method, outcome)
+        headers: tuple[Header, ...] = (
+            (b"ETag", entity_tag(outcome.version)), _NOSNIFF, self._coordinator, _replicas(outcome),
+        )  # fmt: skip
+        if outcome.hinted:
+            headers += (_hinted(outcome),)
+        if update.kind == "expire":
+            return Response(204, headers)
+        assert outcome.record is not None, "the record of an increment is its answer"
+        number = record_value(outcome.record)
+        content = ((b"Content-Type", COUNTER_CONTENT_TYPE), (b"Content-Length", b"%d" % len(number)))
+        return Response(200, content + headers, number)
+
     def problem(self, problem: Problem, detail: str, *headers: Header) -> Response:
         """Build an error's answer. `detail` is one sentence for a person."""
-        body = json.dumps(
-            {
-                "type": PROBLEM_TYPE_PREFIX + problem.name,
-                "title": problem.title,
-                "status": problem.status,
-                "detail": detail,
-                "retryable": problem.retryable,
-            }
-        ).encode()
-        if problem.status in _WAIT_STATUSES:
+        body = json.dumps(problem_members(problem, detail)).encode()
+        if problem.status in WAIT_STATUSES:
             headers += (_RETRY_AFTER,)
         described = self._content(b"application/problem+json", body)
         return Response(problem.status, (*described, self._coordinator, *headers), body)
@@ -431,6 +524,10 @@ class Contract:
     def page(self, body: bytes, content_type: bytes, status: int = 200) -> Response:
         """Build the answer of a page, which is never to be kept."""
         return Response(status, self._content(content_type, body), body)
+
+    def listing(self, body: bytes) -> Response:
+        """Build the answer to a request for many keys: JSON, and which node made it."""
+        return Response(200, (*self._content(b"application/json", body), self._coordinator), body)
 
     def event_stream(self) -> Response:
         """Build the beginning of Server-Sent Events, which end when the connection does."""
@@ -448,16 +545,21 @@ class Contract:
         )
 
     def _failed(self, failure: Failure, outcome: Outcome) -> Response:
-        return self.problem(_FAILURES[failure], outcome.detail, _replicas(outcome))
+        problem = FAILURES[failure]
+        marks = (_hinted(outcome),) if outcome.hinted else ()
+        return self.problem(problem, outcome.detail or problem.title, _replicas(outcome), *marks)
 
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 """The first line of each answer."""
 _NOSNIFF: Header = (b"X-Content-Type-Options", b"nosniff")
+_SANDBOXED: Header = (b"Content-Security-Policy", b"sandbox")
+"""A value that says of itself that it is a page runs nothing in the origin of /debug and of operators' requests."""
 _UNCONFIRMED: Header = (b"X-Zephyr-Authority", b"unconfirmed")
 _ONE_OF_ONE: Header = (b"X-Zephyr-Replicas", b"1/1")
 _EMPTY: Header = (b"Content-Length", b"0")
 _RETRY_AFTER: Header = (b"Retry-After", b"%d" % RETRY_AFTER_S)
+_NO_PARAMETERS: Mapping[str, str] = {}
 
 
 def method_not_allowed(allowed: tuple[str, ...]) -> RefusedError:
@@ -466,7 +568,41 @@ def method_not_allowed(allowed: tuple[str, ...]) -> RefusedError:
     return RefusedError(METHOD_NOT_ALLOWED, f"allowed here: {text}", (b"Allow", text.encode()))
 
 
-def _shown(text: str) -> str:
+def problem_members(problem: Problem, detail: str) -> dict[str, Any]:
+    """Return the members of a problem's document (RFC 9457), and `retryable`."""
+    return {
+        "type": PROBLEM_TYPE_PREFIX + problem.name,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": detail,
+        "retryable": problem.retryable,
+    }
+
+
+def _update_request(
+    method: str, write: WriteRequest, parameters: Mapping[str, str], conditions: tuple[Condition, ...]
+) -> UpdateRequest:
+    """Make an update of what was understood as a write. Raises `RefusedError` (400)."""
+    if write.is_sloppy:
+        raise RefusedError(BAD_PARAMETER, "sloppy: a change that depends on what stands is made by an owner")
+    update = UpdateRequest(
+        write.key, "put", conditions, content_type=write.content_type, ttl_ms=write.ttl_ms, quorum=write.quorum,
+        timeout_s=write.timeout_s,
+    )  # fmt: skip
+    if method == "DELETE":
+        update.kind = "delete"
+    elif method == "PATCH":
+        update.kind = "expire"
+        if "ttl" not in parameters:
+            raise RefusedError(BAD_PARAMETER, "ttl is missing: how long the value is to be kept from now on, or none")
+    elif "incr" in parameters:
+        update.kind = "increment"
+        update.step = parse_step(parameters["incr"])
+        update.content_type = COUNTER_CONTENT_TYPE
+    return update
+
+
+def shown(text: str) -> str:
     """Quote what a client sent, shortened: a detail is one sentence."""
     return repr(text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "...")
 
@@ -477,7 +613,12 @@ def _replicas(outcome: Outcome) -> Header:
     return (b"X-Zephyr-Replicas", b"%d/%d" % (outcome.answered, outcome.asked))
 
 
-def _percent_decoded(text: bytes, problem: Problem, what: str) -> bytes:
+def _hinted(outcome: Outcome) -> Header:
+    return (b"X-Zephyr-Hinted", ", ".join(outcome.hinted).encode())
+
+
+def percent_decoded(text: bytes, problem: Problem, what: str) -> bytes:
+    """Decode once. Raises `RefusedError` (400, as this problem) for a `%` that stands alone."""
     if _PERCENT_MALFORMED.search(text):
         raise RefusedError(problem, f"{what} holds a % that two hexadecimal digits do not follow")
     return unquote_to_bytes(text)
@@ -490,11 +631,12 @@ def _duration_s(name: str, text: str) -> float:
         seconds = 0.0
     if seconds <= 0:
         raise RefusedError(
-            BAD_PARAMETER, f"{name}: {_shown(text)} is not a duration above 0 such as 30, 1.5, 500ms, 5m, 2h or 7d"
+            BAD_PARAMETER, f"{name}: {shown(text)} is not a duration above 0 such as 30, 1.5, 500ms, 5m, 2h or 7d"
         )
     return seconds
 
 
-def _timeout_s(parameters: dict[str, str]) -> float | None:
+def timeout_of(parameters: Mapping[str, str]) -> float | None:
+    """Read `timeout`; None: it is not given. Raises `RefusedError` (400)."""
     text = parameters.get("timeout")
     return None if text is None else parse_timeout_s(text)

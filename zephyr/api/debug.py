@@ -12,14 +12,14 @@ from urllib.parse import quote
 from zephyr import __version__
 from zephyr.api.contract import key_text
 from zephyr.gossip.certificate import Certificate, Stub
-from zephyr.metrics import disagreements
-from zephyr.model import Address, ClusterView, EtcdStatus, Instant, MemberView, NodeId, TimelineEntry
+from zephyr.metrics import Metrics, disagreements
+from zephyr.model import Address, ClusterView, EtcdStatus, Explanation, Instant, MemberView, NodeId, TimelineEntry
 from zephyr.node import Node
 from zephyr.ring.ring import key_slot
 
 
-def info_page(node: Node, pid: int, started: Instant, now: Instant) -> dict[str, Any]:
-    """What this process is and holds."""
+def info_page(node: Node, metrics: Metrics, pid: int, started: Instant, now: Instant) -> dict[str, Any]:
+    """What this process is and holds, and how often it was asked for something."""
     store = node.store
     return {
         "id": node.settings.id,
@@ -41,6 +41,9 @@ def info_page(node: Node, pid: int, started: Instant, now: Instant) -> dict[str,
         "slots_pending": node.levels.pending,
         "hints": {**node.hints.counts(), "pending": node.hints.pending},
         "requests_in_flight": node.coordinator.requests_in_flight,
+        "requests": metrics.request_counts(),
+        "hits": metrics.hits,
+        "misses": metrics.misses,
     }
 
 
@@ -91,6 +94,27 @@ def ring_key_page(node: Node, key: bytes) -> dict[str, Any]:
     """Who owns one key, in order of preference."""
     slot = key_slot(key)
     return {"key": key_text(key), "slot": slot, "owners": list(node.ring.owners(slot))}
+
+
+def explain_page(explanation: Explanation) -> dict[str, Any]:
+    """Where one key is: what each node says that it holds. A version is what stands in an ETag, without its quotes."""
+    return {
+        "key": key_text(explanation.key),
+        "slot": explanation.slot,
+        "owners": list(explanation.owners),
+        "replicas": [
+            {
+                "node": replica.node_id,
+                "owner": replica.is_owner,
+                "level": replica.is_level,
+                "state": replica.state,
+                "version": replica.version.hex() or None,
+                "expires_unix_ms": replica.expires_unix_ms or None,
+                "hinted": list(replica.hinted),
+            }
+            for replica in explanation.replicas
+        ],
+    }
 
 
 def timeline_page(node: Node, since_unix_ms: int) -> dict[str, Any]:

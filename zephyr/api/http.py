@@ -18,8 +18,12 @@ import structlog
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
+from multidict import CIMultiDictProxy
 
-from zephyr.api import contract, debug
+from zephyr.api import batch, contract, debug, openapi
+from zephyr.api.assets import assets
+from zephyr.api.backend import Backend
+from zephyr.api.batch import Batch
 from zephyr.api.connection import (
     Answer,
     BodyMalformedError,
@@ -34,11 +38,14 @@ from zephyr.api.connection import (
 )
 from zephyr.api.contract import KV_PREFIX, Contract, Problem, RefusedError, Response, Target
 from zephyr.api.events import SIGN_OF_LIFE, Follower
+from zephyr.api.gather import Gatherer
+from zephyr.api.scan import Scan
 from zephyr.config import Settings, format_address, parse_address
 from zephyr.errors import ConfigError
 from zephyr.events import EvictionRequested, HoldReleaseRequested, OperatorEvent
-from zephyr.metrics import DELETE, GET, HEAD, OTHER, PAGE, PUT, Metrics
-from zephyr.model import Address, Instant, NodeId, Outcome, ReadRequest, WriteRequest
+from zephyr.gossip.certificate import Stub
+from zephyr.metrics import BATCH, DELETE, GET, HEAD, INCR, OTHER, PAGE, PATCH, PUT, SCAN, Metrics
+from zephyr.model import Address, Condition, Instant, NodeId, Outcome, UpdateRequest, WriteRequest
 from zephyr.node import Node
 
 LISTEN_BACKLOG = 1024
@@ -47,9 +54,12 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("zephyr")
 
+BATCH_PATH = b"/batch"
+SCAN_PATH = b"/scan"
 EVENTS_PATH = b"/debug/events"
+EXPLAIN_PREFIX = b"/cluster/explain/"
+"""What follows is a key, as under `/kv/`."""
 
-Submit = Callable[[ReadRequest | WriteRequest], Outcome | Awaitable[Outcome]]
 Page = Callable[[RawRequestMessage, Target], Awaitable[Response]]
 
 
@@ -66,14 +76,15 @@ class HttpApi:
         self,
         settings: Settings,
         *,
-        submit: Submit,
+        backend: Backend,
         dispatch: Callable[[OperatorEvent], None],
         now: Callable[[], Instant],
         metrics: Metrics,
         limits: HttpLimits | None = None,
     ) -> None:
         self._settings = settings
-        self._submit = submit
+        self._backend = backend
+        self._submit = backend.submit
         self._dispatch = dispatch
         self._now = now
         self._metrics = metrics
@@ -81,8 +92,9 @@ class HttpApi:
         self._contract = Contract(settings)
         self._node: Node | None = None
         self._is_draining = False
+        self._openapi_document: Response | None = None
         self._bodies_bytes = 0
-        """Of values that are being received."""
+        """Of values and batches that are being received."""
         self._started = now()
         self._date_s = -1
         self._date = b""
@@ -90,6 +102,7 @@ class HttpApi:
         self._server: Server | None = None
         self._listener: asyncio.Server | None = None
         self._bound_address: Address = settings.http
+        self._gatherer = Gatherer(settings.id)
         self._streams: dict[Stream, Connection] = {}
         """Answers without an end, and some that have just ended."""
         self._pages: dict[bytes, Page] = {
@@ -98,11 +111,17 @@ class HttpApi:
             b"/readyz": self._ready,
             b"/info": self._info,
             b"/metrics": self._show_metrics,
+            **dict.fromkeys(assets(), self._asset),
+            b"/debug/cluster": self._cluster,
+            b"/debug/cluster/certificate/": self._cluster_certificate,
+            b"/openapi.json": self._openapi,
             b"/debug/views": self._views,
             b"/debug/ring": self._ring,
             b"/debug/timeline": self._timeline,
             b"/debug/certificate/": self._certificate,
             EVENTS_PATH: self._events,
+            EXPLAIN_PREFIX: self._explain,
+            SCAN_PATH: self._scan,
         }
         """By path; one that ends with a slash is followed by a name."""
         self._actions: dict[bytes, Page] = {
@@ -166,6 +185,7 @@ class HttpApi:
         if self._guard is None or self._server is None:
             return
         await self.drain(self._limits.close_s)
+        await self._gatherer.close()
         self._guard.stop()
         connections = cast("list[Connection]", self._server.connections)
         tasks = [task for task in [connection.cancel() for connection in connections] if task is not None]
@@ -185,15 +205,14 @@ class HttpApi:
                 self._check_header_block(request)
             target = contract.parse_target(request.path)
             if not target.path.startswith(KV_PREFIX):
-                page = self._page(request, target)
-                operation = PAGE
-                response = await page(request, target)
+                operation, answering = self._beside(request, payload, connection, target)
+                response = await answering
                 stream = self._stream(request, target, connection)
             elif (method := request.method) == "GET" or method == "HEAD":
                 operation = GET if method == "GET" else HEAD
                 response = await self._read(request, method, target, began)
             elif method in contract.KV_METHODS:
-                operation = DELETE if method == "DELETE" else PUT
+                operation = PUT if method == "PUT" else _operation_of(method, target)
                 response = await self._write(request, payload, connection, method, target)
             else:
                 raise contract.method_not_allowed(contract.KV_METHODS)  # noqa: TRY301  # refused like the rest
@@ -215,10 +234,7 @@ class HttpApi:
 
     async def _read(self, request: RawRequestMessage, method: str, target: Target, began: Instant) -> Response:
         headers = request.headers
-        self._contract.check_headers(method, headers)
-        condition = b""
-        if "If-None-Match" in headers:
-            condition = _raw(", ".join(headers.getall("If-None-Match")))
+        conditions = _conditions(headers) if self._contract.check_headers(method, headers) else ()
         self._check_node()
         outcome = self._submit(self._contract.read_request(method, target))
         if type(outcome) is not Outcome:
@@ -229,25 +245,74 @@ class HttpApi:
                 self._metrics.misses += 1
             else:
                 self._metrics.hits += 1
-        return self._contract.outcome_of_read(outcome, began.unix_ms, condition)
+        return self._contract.outcome_of_read(outcome, began.unix_ms, conditions)
 
     async def _write(
         self, request: RawRequestMessage, payload: StreamReader, connection: Connection, method: str, target: Target
     ) -> Response:
         headers = request.headers
-        self._contract.check_headers(method, headers)
-        write = self._contract.write_request(method, target, _raw(headers.get("Content-Type", "")))
+        conditions = _conditions(headers) if self._contract.check_headers(method, headers) else ()
+        content_type = _raw(headers.get("Content-Type", ""))
+        write = self._contract.write_request(method, target, content_type, conditions)
         self._check_node()
-        if method != "DELETE":
-            write.value = await self._value(request, payload, connection)
-        outcome = self._submit(write)
-        if type(outcome) is not Outcome:
-            outcome = await cast("Awaitable[Outcome]", outcome)
-        return self._contract.outcome_of_write(method, outcome)
+        if type(write) is WriteRequest:
+            if method != "DELETE":
+                write.value = await self._body(request, payload, connection, self._contract.check_length)
+            outcome = self._submit(write)
+            if type(outcome) is not Outcome:
+                outcome = await cast("Awaitable[Outcome]", outcome)
+            return self._contract.outcome_of_write(method, outcome)
+        return await self._update(request, payload, connection, method, cast("UpdateRequest", write))
 
-    async def _value(self, request: RawRequestMessage, payload: StreamReader, connection: Connection) -> bytes:
-        """Read a whole value, within its limits. Raises `RefusedError`, ConnectionError or a body error."""
-        check_length = self._contract.check_length
+    async def _update(
+        self,
+        request: RawRequestMessage,
+        payload: StreamReader,
+        connection: Connection,
+        method: str,
+        update: UpdateRequest,
+    ) -> Response:
+        """Make a change that depends on what stands."""
+        if update.kind == "put":
+            update.value = await self._body(request, payload, connection, self._contract.check_length)
+        elif update.kind != "delete":
+            await self._body(request, payload, connection, contract.check_no_body)
+        outcome = await _awaited(self._submit(update))
+        return self._contract.outcome_of_update(method, update, outcome)
+
+    async def _batch(
+        self, request: RawRequestMessage, payload: StreamReader, connection: Connection, target: Target
+    ) -> Response:
+        if request.method not in contract.ACTION_METHODS:
+            raise contract.method_not_allowed(contract.ACTION_METHODS)
+        contract.check_batch_headers(request.headers)
+        operations = Batch(self._contract, target, self._settings.request_timeout)
+        self._check_node()
+        operations.read(await self._body(request, payload, connection, batch.check_length))
+        began_s = time.monotonic()
+        while requests := operations.due(time.monotonic() - began_s):
+            outcomes = [await _awaited(outcome) for outcome in self._backend.submit_all(requests)]
+            operations.take(outcomes)
+        self._metrics.hits += operations.hits
+        self._metrics.misses += operations.misses
+        return operations.response()
+
+    async def _scan(self, _request: RawRequestMessage, target: Target) -> Response:
+        scan = Scan(self._contract, target, self._settings.request_timeout)
+        self._check_node()
+        began_s = time.monotonic()
+        while (request := scan.due(time.monotonic() - began_s)) is not None:
+            scan.take(await self._backend.scan(request))
+        return scan.response()
+
+    async def _body(
+        self,
+        request: RawRequestMessage,
+        payload: StreamReader,
+        connection: Connection,
+        check_length: Callable[[int], None],
+    ) -> bytes:
+        """Read a whole body, within its limits. Raises `RefusedError`, ConnectionError or a body error."""
         headers = request.headers
         length = headers.get("Content-Length")
         if length is not None:
@@ -272,7 +337,7 @@ class HttpApi:
             self._bodies_bytes += len(piece)
             check_length(size)
             if self._bodies_bytes > self._limits.bodies_bytes_max:
-                raise RefusedError(contract.TOO_MANY_BODIES, "too many values are being received; try again")
+                raise RefusedError(contract.TOO_MANY_BODIES, "too much is being received; try again")
             pieces.append(piece)
 
         try:
@@ -351,8 +416,18 @@ class HttpApi:
 
     # --- pages --------------------------------------------------------------------------------------
 
+    def _beside(
+        self, request: RawRequestMessage, payload: StreamReader, connection: Connection, target: Target
+    ) -> tuple[int, Awaitable[Response]]:
+        """Find who answers a request for anything but one key, and name it for the metrics."""
+        if target.path == BATCH_PATH:
+            return BATCH, self._batch(request, payload, connection, target)
+        return SCAN if target.path == SCAN_PATH else PAGE, self._page(request, target)(request, target)
+
     def _page(self, request: RawRequestMessage, target: Target) -> Page:
         path = target.path
+        if path.startswith(EXPLAIN_PREFIX):
+            path = EXPLAIN_PREFIX  # A key may hold slashes.
         for pages, methods in ((self._pages, contract.PAGE_METHODS), (self._actions, contract.ACTION_METHODS)):
             page = pages.get(path) or pages.get(path[: path.rfind(b"/") + 1])
             if page is not None:
@@ -378,22 +453,57 @@ class HttpApi:
             return self._contract.problem(contract.NOT_READY, "; ".join(missing))
         return self._contract.page(b"ready\n", b"text/plain; charset=utf-8")
 
+    async def _asset(self, request: RawRequestMessage, target: Target) -> Response:
+        """Serve the page for people: it asks for everything else by itself, so it is there before the node is."""
+        asset = assets().get(target.path)
+        if asset is None:
+            raise RefusedError(contract.UNKNOWN_PAGE, "this path leads nowhere")
+        return asset.response(_raw(", ".join(request.headers.getall("If-None-Match", ()))))
+
+    async def _cluster(self, _request: RawRequestMessage, _target: Target) -> Response:
+        node = self._served_node()
+        own = lambda: (self._own_views(), self._own_info())  # noqa: E731  # read when the others are asked
+        return self._contract.page(await self._gatherer.cluster(lambda: node.view, own), b"application/json")
+
+    async def _cluster_certificate(self, request: RawRequestMessage, target: Target) -> Response:
+        """Answer as `_certificate`, or as the accuser itself where it can be asked."""
+        node, node_id = self._served_node(), _named(target)
+        held = node.swim.certificates.of(node_id)
+        if isinstance(held, Stub):
+            told = await self._gatherer.certificate(node.view, held.accuser, node_id)
+            if told is not None:
+                return self._json(told)
+        return await self._certificate(request, target)
+
+    def _own_info(self) -> dict[str, Any]:
+        return debug.info_page(self._served_node(), self._metrics, os.getpid(), self._started, self._now())
+
+    def _own_views(self) -> dict[str, Any]:
+        lag_s = self._metrics.event_loop_lag_s
+        return debug.views_page(self._served_node(), lag_s, self._started, self._now())
+
     async def _info(self, _request: RawRequestMessage, _target: Target) -> Response:
-        return self._json(debug.info_page(self._served_node(), os.getpid(), self._started, self._now()))
+        return self._json(self._own_info())
 
     async def _show_metrics(self, request: RawRequestMessage, _target: Target) -> Response:
         body, content_type = self._metrics.exposition(request.headers.get("Accept", ""))
         return self._contract.page(body, content_type.encode())
 
+    async def _openapi(self, _request: RawRequestMessage, _target: Target) -> Response:
+        if self._openapi_document is None:
+            self._openapi_document = self._json(openapi.document(self._settings))
+        return self._openapi_document
+
     async def _views(self, _request: RawRequestMessage, _target: Target) -> Response:
-        lag_s = self._metrics.event_loop_lag_s
-        return self._json(debug.views_page(self._served_node(), lag_s, self._started, self._now()))
+        return self._json(self._own_views())
 
     async def _ring(self, _request: RawRequestMessage, target: Target) -> Response:
         node = self._served_node()
         raw_key = contract.lenient_parameter(target.query, "key")
         if raw_key is not None:
-            return self._json(debug.ring_key_page(node, contract.checked_key(raw_key)))
+            key = contract.checked_key(raw_key)
+            explanation = EXPLAIN_PREFIX.decode() + contract.key_text(key) if EXPLAIN_PREFIX in self._pages else None
+            return self._json({**debug.ring_key_page(node, key), "explain": explanation})
         while not node.ring.fill():  # noqa: ASYNC110  # it works and waits for nothing: slice by slice: filling it at once would stall the loop
             await asyncio.sleep(0)
         return self._json(debug.ring_page(node))
@@ -409,6 +519,11 @@ class HttpApi:
         if held is None:
             raise RefusedError(contract.NO_CERTIFICATE, f"nothing is known here of a death of {node_id}")
         return self._json(debug.certificate_page(held))
+
+    async def _explain(self, _request: RawRequestMessage, target: Target) -> Response:
+        key = contract.parse_key(target.path, EXPLAIN_PREFIX)
+        self._check_node()
+        return self._json(debug.explain_page(await self._backend.explain(key)))
 
     async def _events(self, _request: RawRequestMessage, _target: Target) -> Response:
         """Begin an answer without an end, if there is room for one more."""
@@ -453,6 +568,28 @@ class HttpApi:
 
     def _json(self, document: dict[str, Any], status: int = 200) -> Response:
         return self._contract.page(json.dumps(document).encode() + b"\n", b"application/json", status)
+
+
+def _operation_of(method: str, target: Target) -> int:
+    """Name a write in the metrics."""
+    if method == "POST" and target.query and b"incr=" in target.query:
+        return INCR
+    return _OPERATIONS.get(method, PUT)
+
+
+_OPERATIONS = {"DELETE": DELETE, "PATCH": PATCH}
+
+
+async def _awaited(outcome: Outcome | Awaitable[Outcome]) -> Outcome:
+    return outcome if isinstance(outcome, Outcome) else await outcome
+
+
+def _conditions(headers: CIMultiDictProxy[str]) -> tuple[Condition, ...]:
+    """Read the conditions of a request; the lines of one header are one list. Raises `RefusedError` (400)."""
+    if_match, if_none_match = (
+        _raw(", ".join(headers.getall(name))) if name in headers else None for name in ("If-Match", "If-None-Match")
+    )
+    return contract.parse_conditions(if_match, if_none_match)
 
 
 def _named(target: Target) -> NodeId:

@@ -14,7 +14,7 @@ from functools import partial
 import click
 
 from zephyr import __version__
-from zephyr.cli import client, faults, operators
+from zephyr.cli import client, faults, operators, values
 from zephyr.cli.chaos import chaos
 from zephyr.cli.output import (
     EXIT_ERROR,
@@ -133,8 +133,8 @@ def demo(
 
 
 for command in (
-    client.get, client.put, client.delete, client.members, client.ring, operators.views, operators.evict,
-    operators.events, operators.certificate,
+    values.get, values.put, values.delete, values.increment, values.ttl, values.scan, values.explain, client.members,
+    client.ring, operators.views, operators.evict, operators.events, operators.certificate,
 ):  # fmt: skip
     zephyr.add_command(command)
 zephyr.add_command(chaos)

@@ -1,4 +1,4 @@
-"""The commands that ask a running cluster, over the HTTP API that any client has.
+"""How commands ask a running cluster, over the HTTP API that any client has; and who is in it and owns what.
 
 Decides which node is asked next and which exit code an answer has. Whatever is slow to import is imported
 where it is needed: `zephyr get` runs inside other people's loops.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +29,12 @@ from zephyr.config import parse_duration_s
 
 EXIT_OF_STATUS = {404: EXIT_NOT_FOUND, 503: EXIT_TIME_OUT, 504: EXIT_TIME_OUT}
 """Other refusals are plain errors."""
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+"""What may be asked again elsewhere where no answer came."""
+LEVEL_TIMEOUT_S = 1.0
+"""Longest wait for each member that is asked how level it is: it may be out of reach from here."""
+LEVEL_ASKED_MAX = 64
+"""Members that are asked at once."""
 DURATION_MAX_S = 3600.0
 """Nobody waits longer for a command."""
 SILENCE_MAX_S = 45.0
@@ -121,7 +125,7 @@ def ask(
             answer = _ask_one(url, timeout_s, method, path, body=body, headers=headers or {})
         except UnreachableError as error:
             failures.append(error)
-            if error.sent and method != "GET":
+            if error.sent and method not in SAFE_METHODS:
                 raise CommandError(f"{error}: it is unknown whether it was done", EXIT_TIME_OUT) from None
             continue
         if answer.status >= 400:
@@ -226,7 +230,8 @@ def _problem(answer: Answer) -> str:
         return f"the node answered {answer.status}"
 
 
-def _quoted(key: bytes) -> str:
+def quoted(key: bytes) -> str:
+    """Write a key as it stands in a path. Raises CommandError for an empty one."""
     from urllib.parse import quote  # noqa: PLC0415
 
     if not key:
@@ -235,82 +240,46 @@ def _quoted(key: bytes) -> str:
 
 
 @click.command()
-@key_argument
-@client_options
-def get(key: bytes, urls: list[str], timeout_s: float, output: str) -> None:
-    """Write a value to stdout, byte for byte."""
-    answer = ask(urls, timeout_s, "GET", f"/kv/{_quoted(key)}")
-    if output == "table":
-        sys.stdout.buffer.write(answer.body)
-        sys.stdout.buffer.flush()
-        return
-    import base64  # noqa: PLC0415
-
-    remaining = re.search(r"max-age=(\d+)", answer.headers.get("Cache-Control", ""))
-    print_json(
-        {
-            "key": _quoted(key),
-            "value": base64.b64encode(answer.body).decode(),
-            "etag": answer.headers.get("ETag"),
-            "content_type": answer.headers.get("Content-Type"),
-            "expires_s": int(remaining[1]) if remaining else None,
-        }
-    )
-
-
-@click.command()
-@key_argument
-@click.argument("value", required=False)
-@click.option("--ttl", metavar="DURATION", help="How long it is kept: 30, 500ms, 5m, 2h, 7d. Default: no limit.")
-@click.option("--content-type", metavar="TYPE", help="Kept with the value and sent with it.")
-@click.option("--w", metavar="COUNT", help="Replicas that must acknowledge: 1, quorum, all or a number.")
-@client_options
-def put(
-    key: bytes,
-    *,
-    value: str | None,
-    ttl: str | None,
-    content_type: str | None,
-    w: str | None,
-    urls: list[str],
-    timeout_s: float,
-    output: str,
-) -> None:
-    """Store VALUE, or what comes on stdin when it is - or missing."""
-    from urllib.parse import urlencode  # noqa: PLC0415
-
-    path = f"/kv/{_quoted(key)}"
-    query = urlencode({name: text for name, text in (("ttl", ttl), ("w", w)) if text is not None})
-    body = sys.stdin.buffer.read() if value in (None, "-") else value.encode("utf-8", "surrogateescape")
-    headers = {"Content-Type": content_type or "application/octet-stream"}
-    answer = ask(urls, timeout_s, "PUT", f"{path}?{query}" if query else path, body=body, headers=headers)
-    if output == "json":
-        result = "created" if answer.status == 201 else "replaced"
-        print_json({"key": _quoted(key), "result": result, "etag": answer.headers.get("ETag")})
-
-
-@click.command("del")
-@key_argument
-@client_options
-def delete(key: bytes, urls: list[str], timeout_s: float, output: str) -> None:
-    """Delete a key, whether it is there or not."""
-    ask(urls, timeout_s, "DELETE", f"/kv/{_quoted(key)}")
-    if output == "json":
-        print_json({"key": _quoted(key), "result": "deleted"})
-
-
-@click.command()
 @client_options
 def members(urls: list[str], timeout_s: float, output: str) -> int:
-    """List the members as one node sees them. Exit code 5 when gossip and etcd disagree about any."""
+    """List the members as one node sees them, and how level each says it is. Exit code 5 when the views disagree."""
     document = document_of(ask(urls, timeout_s, "GET", "/debug/views"), "members", "disagreements")
+    rows = document["members"]
+    for row, slots_pending in zip(rows, _slots_pending(rows, min(timeout_s, LEVEL_TIMEOUT_S)), strict=True):
+        row["slots_pending"] = slots_pending
     if output == "json":
         print_json(document)
     else:
         columns = ("id", "state", "in ring", "routable", "http", "verdict", "reason")
-        print_table(columns, [[row.get(name.replace(" ", "_")) for name in columns] for row in document["members"]])
+        table = [[row.get(name.replace(" ", "_")) for name in columns] for row in rows]
+        for cells, row in zip(table, rows, strict=True):
+            cells.insert(2, _level(row["slots_pending"]))
+        print_table((*columns[:2], "level", *columns[2:]), table)
     check_agreement(document)
     return 0
+
+
+def _slots_pending(rows: Sequence[Mapping[str, Any]], timeout_s: float) -> list[int | None]:
+    """Ask each member how many of its slots it has still to fetch; None: it did not say."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # slow
+
+    def ask_one(row: Mapping[str, Any]) -> int | None:
+        if not row.get("routable") or not row.get("http"):
+            return None
+        try:
+            answer = _ask_one(row["http"], timeout_s, "GET", "/info", body=None, headers={})
+            return int(document_of(answer, "slots_pending")["slots_pending"])
+        except (CommandError, TypeError, ValueError):
+            return None
+
+    with ThreadPoolExecutor(LEVEL_ASKED_MAX) as pool:
+        return list(pool.map(ask_one, rows))
+
+
+def _level(slots_pending: int | None) -> str | None:
+    if slots_pending is None:
+        return None
+    return f"{slots_pending} slots to fetch" if slots_pending else "yes"
 
 
 def check_agreement(views: Mapping[str, Any]) -> None:
@@ -343,7 +312,7 @@ def ring_show(urls: list[str], timeout_s: float, output: str) -> None:
 @client_options
 def ring_owner(key: bytes, urls: list[str], timeout_s: float, output: str) -> None:
     """Name the owners of one key, in order of preference."""
-    document = document_of(ask(urls, timeout_s, "GET", f"/debug/ring?key={_quoted(key)}"), "key", "slot", "owners")
+    document = document_of(ask(urls, timeout_s, "GET", f"/debug/ring?key={quoted(key)}"), "key", "slot", "owners")
     if output == "json":
         print_json(document)
     else:

@@ -18,6 +18,7 @@ from zephyr.cli.output import (
     EXIT_NOT_FOUND,
     EXIT_USAGE,
     CommandError,
+    moment,
     print_json,
     print_json_line,
     print_row,
@@ -136,7 +137,7 @@ def _print_events(happening: Iterator[tuple[str, Any]], since_unix_ms: int, outp
 
 
 def _event_cells(event: dict[str, Any]) -> tuple[Any, ...]:
-    return (_moment(event.get("at_unix_ms")), *(event.get(name) for name in EVENT_COLUMNS[1:]))
+    return (moment(event.get("at_unix_ms")), *(event.get(name) for name in EVENT_COLUMNS[1:]))
 
 
 def _view_cells(view: dict[str, Any]) -> tuple[Any, ...]:
@@ -173,16 +174,16 @@ def _explanation(document: dict[str, Any]) -> Iterator[str]:
     """Tell a certificate in a few lines; of a stub there is but one to tell."""
     declared = f"{document['member']} was declared dead by {document['accuser']}"
     if "suspicion" not in document:
-        yield f"{declared}; this node heard of it at {_moment(document['declared_at_unix_ms'])}"
+        yield f"{declared}; this node heard of it at {moment(document['declared_at_unix_ms'])}"
         return
     suspicion, evidence = document["suspicion"], document["exit"]
     lasted_s = (document["declared_at_unix_ms"] - document["suspected_at_unix_ms"]) / 1000
     cause = "its process ended" if document["cause"] == "exit" else "it did not answer"
-    yield f"{declared} at {_moment(document['declared_at_unix_ms'])}: {cause}"
+    yield f"{declared} at {moment(document['declared_at_unix_ms'])}: {cause}"
     yield f"life: epoch {document['epoch']}, incarnation {document['incarnation']}"
     first, *others = document["accusers"]
     confirmed = f", confirmed by {', '.join(others)}" if others else ", confirmed by nobody"
-    yield f"suspected {lasted_s:.3f} s before, at {_moment(document['suspected_at_unix_ms'])}, by {first}{confirmed}"
+    yield f"suspected {lasted_s:.3f} s before, at {moment(document['suspected_at_unix_ms'])}, by {first}{confirmed}"
     curve = " -> ".join(f"{step['timeout_s']:g} s ({step['accuser']})" for step in suspicion["timeouts"])
     yield (
         f"time to refute: {curve}; at least {suspicion['min_s']:g} s, at most {suspicion['max_s']:g} s, "
@@ -215,14 +216,7 @@ def _probe_line(probe: dict[str, Any]) -> str:
     nacks = f" ({', '.join(probe['nacks'])} got no answer either)" if probe["nacks"] else ""
     asked = f"; asked {', '.join(probe['helpers'])}{nacks}" if probe["helpers"] else "; nobody else to ask"
     tried = "; tried TCP" if probe["tcp_tried"] else ""
-    return f"pinged at {_moment(probe['at_unix_ms'])}: no answer{waited}{asked}{tried}"
-
-
-def _moment(unix_ms: int | None) -> str:
-    """Write a moment; nothing when there is none."""
-    if unix_ms is None:
-        return ""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(unix_ms // 1000))}.{unix_ms % 1000:03}Z"
+    return f"pinged at {moment(probe['at_unix_ms'])}: no answer{waited}{asked}{tried}"
 
 
 def _quoted_id(node_id: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in texts:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+
+
+def moment(unix_ms: int | None) -> str:
+    """Write a moment: UTC in ISO 8601, with milliseconds; nothing when there is none."""
+    if unix_ms is None:
+        return ""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(unix_ms // 1000))}.{unix_ms % 1000:03}Z"
 
 
 def _cell(value: Any) -> str:

@@ -332,7 +332,9 @@ class Swim:
         record = self.table.members.get(member.id)
         if record is None:
             return member.id != self.member.id
-        return record.live_index < 0 and record.member.epoch < member.epoch
+        return (
+            record.member.epoch < member.epoch
+        )  # An earlier life may yet die, and nobody would ask for this one then.
 
     def call_roll(self, now: Instant) -> list[Effect]:
         """Ping everybody at once, up to `ROLL_MAX`, by TCP too where UDP is blocked: who is there, with what ring."""

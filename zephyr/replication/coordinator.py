@@ -94,6 +94,8 @@ UPDATE_ROUNDS_MAX = 5
 """How often an update reads anew because another write came in between."""
 PHI_DOUBTED = 1.0
 """From this suspicion on a replica is asked after the others: one in ten such silences is a death."""
+RANKS_KEPT_S = 0.01
+"""How long what is known of a replica's silence and latency stands: either takes longer to say anything new."""
 
 
 class Pending:
@@ -193,6 +195,9 @@ class Coordinator:
         """Records sent to replicas that lacked them, because a read found out."""
         self.confirmed_until_s = inf
         """As in the replica: the hot path asks."""
+        self.due_s = inf
+        """Not after `deadline`, nor after that of a hint kept since it was last asked for: a later timer must be moved.
+        For each request this is asked, and not what all machines of a node wait for."""
         self._id = settings.id
         self._phi = phi
         self._requests: dict[int, _Running] = {}
@@ -209,6 +214,9 @@ class Coordinator:
         self._suspects: dict[NodeId, bool] = {}
         self._others: tuple[NodeId, ...] = ()
         """Who may keep a record for an owner that cannot be reached."""
+        self._ranks: dict[NodeId, tuple[bool, bool, int]] = {}
+        """Members -> (suspected, silent, latency): the lowest is asked first."""
+        self._ranks_until_s = -inf
         self._deadlines: deque[tuple[float, int]] = deque()
         self._deadlines_own: list[tuple[float, int]] = []
         self._impatience: list[tuple[float, int]] = []
@@ -226,11 +234,6 @@ class Coordinator:
         """Client requests that wait for peers."""
         return len(self._requests) - self._tails
 
-    @property
-    def is_timer_nearer(self) -> bool:
-        """Whether `deadline` may have come nearer since the last call: a request waits for a moment."""
-        return bool(self._parked) or self.hints.deadline() == -inf
-
     def check_invariants(self) -> None:
         """Assert what must hold between any two calls; for tests and the simulator."""
         for call_id, running in self._calls.items():
@@ -244,6 +247,9 @@ class Coordinator:
         assert not self._freed, "an update waits for nothing"
         for line in self._lines.values():
             assert all(request_id in self._requests for request_id in line)
+        due_s = self.due_s
+        assert due_s <= self.deadline(), "a request waits for a moment that nobody has heard of"
+        self.due_s = due_s
         self.hints.check_invariants()
 
     # --- what the node reports ----------------------------------------------------------------------
@@ -280,6 +286,7 @@ class Coordinator:
         self._unreachable = {row.member.id: True for row in others if not row.routable}
         self._suspects = {row.member.id: True for row in view.members if row.gossip == "suspect"}
         self._others = tuple(row.member.id for row in others if row.routable and row.in_ring)
+        self._ranks_until_s = -inf
         self.committed_count = view.committed_count
         self.latencies.keep_only({row.member.id: True for row in others})
 
@@ -391,6 +398,7 @@ class Coordinator:
     def _enter(self, running: _Running) -> None:
         """Put a request into the table."""
         self._requests[running.request_id] = running
+        self.due_s = min(self.due_s, running.deadline_s)
         if running.request.timeout_s is None:
             self._deadlines.append((running.deadline_s, running.request_id))
         else:
@@ -443,16 +451,22 @@ class Coordinator:
         This node, then the others: those that gossip suspects last, then those whose silence is suspicious, then by
         latency.
         """
-        unreachable, suspects = self._unreachable, self._suspects
+        unreachable = self._unreachable
         if need == len(owners) and not unreachable:
             return owners
+        if now.monotonic_s >= self._ranks_until_s:
+            self._ranks, self._ranks_until_s = {}, now.monotonic_s + RANKS_KEPT_S
+        ranks = self._ranks
+        for owner in owners:
+            if owner not in ranks:
+                ranks[owner] = self._rank(owner, now)
+        reachable = [owner for owner in owners if owner not in unreachable] if unreachable else owners
+        return tuple(sorted(reachable, key=ranks.__getitem__))
 
-        def rank(owner: NodeId) -> tuple[bool, bool, bool, int]:
-            if owner == self._id:
-                return False, False, False, 0
-            return True, owner in suspects, self._phi(owner, now) >= PHI_DOUBTED, self.latencies.rank(owner)
-
-        return tuple(sorted([owner for owner in owners if owner not in unreachable], key=rank))
+    def _rank(self, owner: NodeId, now: Instant) -> tuple[bool, bool, int]:
+        if owner == self._id:
+            return False, False, -1
+        return owner in self._suspects, self._phi(owner, now) >= PHI_DOUBTED, self.latencies.rank(owner)
 
     def _drive_read(self, running: _Running, machine: QuorumRead, now: Instant) -> list[Effect]:
         """Send what a read wants sent, and answer for this replica, until it waits for others or is decided."""
@@ -482,6 +496,7 @@ class Coordinator:
             if not repairs:
                 break
         if patience_s and machine.is_choice_left:
+            self.due_s = min(self.due_s, now.monotonic_s + patience_s)
             heapq.heappush(self._impatience, (now.monotonic_s + patience_s, running.request_id))
         return effects
 
@@ -571,11 +586,11 @@ class Coordinator:
         return effects
 
     def _write_or_wait(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
-        """Write here, or wait until somebody else has taken the stamp.
+        """Write here; or, unless this node's clock is known to be right, wait until somebody else has taken the stamp.
 
         Else a node whose clock is far ahead would keep what all others refuse, and nothing could overwrite it.
         """
-        if machine.need == 1:
+        if self.skew.is_trusted(now) or len(machine.owners) == 1:
             return self._write_here(running, machine, now)
         if not record_is_tombstone(running.record) and self.store.is_too_large(running.request.key, running.record):
             machine.refuse(Failure.TOO_LARGE, "the item is larger than the memory bound")
@@ -605,6 +620,7 @@ class Coordinator:
         for node_id in owners:
             if node_id != self._id:
                 self.hints.keep(node_id, running.request.key, running.record)
+                self.due_s = min(self.due_s, self.hints.deadline())
 
     # --- updates ------------------------------------------------------------------------------------
 
@@ -743,6 +759,8 @@ class Coordinator:
         machine = running.machine
         if status != _OK and status == Status.NOT_OWNER and not running.restarted:
             self.replica.view_doubted = True
+            if type(machine) is QuorumWrite and not machine.is_keeping(node_id):
+                machine.on_failure(node_id, f"{node_id} does not own the key", uncertain=False)
             return self._park(running, now)
         if status != _OK and status == Status.UNCONFIRMED:
             running.was_doubted = True
@@ -919,7 +937,8 @@ class Coordinator:
         if type(machine) is QuorumWrite:
             if outcome.failure is None:
                 self._hint(running, machine.missed())
-            if outcome.failure is Failure.UNKNOWN or (outcome.failure is None and not self._is_room_for_tail(running)):
+            is_partial = outcome.failure is Failure.UNKNOWN and machine.answered > 0
+            if is_partial or (outcome.failure is None and not self._is_room_for_tail(running)):
                 self._hint(running, machine.give_up())
                 self._release_calls(running)
         is_tail = running.call_ids and outcome.failure is None and self._is_room_for_tail(running)
@@ -956,6 +975,7 @@ class Coordinator:
         """Wait a moment for the ring to change here."""
         self._release_calls(running)
         running.parked = "owner"
+        self.due_s = min(self.due_s, now.monotonic_s + NOT_OWNER_PAUSE_S)
         self._parked.append((now.monotonic_s + NOT_OWNER_PAUSE_S, running.request_id))
         return []
 
@@ -966,7 +986,8 @@ class Coordinator:
 
     def _start(self, running: _Running, now: Instant) -> list[Effect]:
         """Start a request that is in the table."""
-        is_again = type(running.machine) is QuorumWrite or running.change is not None
+        earlier = running.machine
+        was_applied = running.change is not None or (type(earlier) is QuorumWrite and earlier.may_be_applied)
         running.parked, running.was_doubted = "", False
         request = running.request
         owners = self.ring.owners(running.slot)
@@ -977,8 +998,8 @@ class Coordinator:
             outcome = Outcome(Failure.UNAVAILABLE, "the owners changed while it was written", answered=0, asked=0)
         if outcome is None:
             return self._launch(running, owners, need, now)
-        if is_again and outcome.failure is Failure.UNAVAILABLE:
-            # The first round may have been applied by some owner.
+        if was_applied:
+            # Maybe: the first round went to some owner.
             outcome = Outcome(Failure.UNKNOWN, outcome.detail, answered=0, asked=len(owners))
         return self._end(running, outcome)
 
@@ -987,7 +1008,9 @@ class Coordinator:
     def _wait_for_confirmation(self, running: _Running, now: Instant) -> None:
         self.replica.unconfirmed_count += 1
         running.parked = "confirmation"
-        self._unconfirmed.append((min(now.monotonic_s + CONFIRMATION_WAIT_S, running.deadline_s), running.request_id))
+        until_s = min(now.monotonic_s + CONFIRMATION_WAIT_S, running.deadline_s)
+        self.due_s = min(self.due_s, until_s)
+        self._unconfirmed.append((until_s, running.request_id))
 
     def _unconfirmed_outcome(self, running: _Running, now: Instant) -> Outcome:
         """Answer for a node that cannot make sure: a read of one replica is served and marked, others are refused."""
@@ -1015,7 +1038,8 @@ class Coordinator:
         while self._unconfirmed and not self._is_parked(self._unconfirmed[0][1], "confirmation"):
             self._unconfirmed.popleft()
         lines = (self._deadlines, self._deadlines_own, self._impatience, self._parked, self._unconfirmed)
-        return min(line[0][0] if line else inf for line in lines)
+        self.due_s = min(line[0][0] if line else inf for line in lines)
+        return self.due_s
 
     def _drop_finished_deadlines(self) -> None:
         """Keep the lines in proportion to the requests in flight: behind a long time-out the finished ones pile up."""

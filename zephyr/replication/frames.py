@@ -13,7 +13,7 @@ from typing import Any
 from zephyr.events import Effect, SendPeer
 from zephyr.model import Instant, NodeId
 from zephyr.peer.wire import Operation, Status
-from zephyr.replication.replica import MANY_BYTES_MAX, MANY_CALLS_MAX, Answer
+from zephyr.replication.replica import MANY_BYTES_MAX, MANY_CALLS_MAX, Answer, is_pair
 
 GROUPED = (Operation.READ, Operation.DIGEST, Operation.WRITE)
 """Calls that may share a frame."""
@@ -42,14 +42,10 @@ class Frame:
 
     def answers(self, status: int, payload: tuple[Any, ...]) -> Iterator[tuple[SendPeer, Answer]]:
         """Iterate over the calls and the answer to each. A frame that was not understood answers none of them."""
+        refused = (Status.BAD_REQUEST if status == Status.OK else status), ()
         is_whole = status == Status.OK and len(payload) == len(self.calls)
-        refused = Status.BAD_REQUEST if status == Status.OK else status
-        for number, call in enumerate(self.calls):
-            match payload[number] if is_whole else None:
-                case (int(answer), tuple(content)):
-                    yield call, (answer, content)
-                case _:
-                    yield call, (refused, ())
+        for call, answer in zip(self.calls, payload if is_whole else (None,) * len(self.calls), strict=True):
+            yield call, answer if is_pair(answer) else refused
 
 
 class Frames:

@@ -132,8 +132,8 @@ class Levels:
         self._before, self._ring, self._cursor = self._ring, ring, 0
         self._members = frozenset(member.id for member in ring.members)
 
-    def dropped_all(self) -> None:
-        """What this node kept is gone: nothing is level that somebody else owns too."""
+    def begin_anew(self) -> None:
+        """What this node kept is gone, or may be stale: nothing is level that somebody else owns too."""
         self._pending, self._sources, self._calls = {}, {}, {}
         self._before, self._cursor = self._nothing, 0
 

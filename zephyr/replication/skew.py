@@ -2,11 +2,13 @@
 
 Decides by the clocks that acknowledgements carry: the median of the differences to the peers, this node's own (none)
 among them, so that one bad clock is found by its owner and by nobody else. A difference is known to within the time of
-one reply, and is forgotten after `AGE_MAX_S`.
+one reply, and is forgotten after `AGE_MAX_S`, or when the wall clock jumps against the monotonic one: what was compared
+was another clock.
 """
 
 from __future__ import annotations
 
+from math import inf
 from statistics import median_low
 
 from zephyr.model import Instant, NodeId
@@ -26,15 +28,30 @@ class Skew:
         self.ms = 0
         """This node's clock is so much behind the median; negative: ahead."""
         self._differences: dict[NodeId, tuple[int, float]] = {}
+        self._offset_ms = 0.0
+        """Of the wall clock from the monotonic one, when the differences were heard."""
+        self._agreed_s = -inf
+        """When a peer's clock last agreed with this one."""
 
     @property
     def is_off(self) -> bool:
         """Whether this node's clock is too far from its peers'."""
         return not -SKEW_MAX_MS <= self.ms <= SKEW_MAX_MS
 
+    def is_trusted(self, now: Instant) -> bool:
+        """Whether a peer's clock has agreed with this one lately, and this one has not jumped since."""
+        return now.monotonic_s - self._agreed_s < AGE_MAX_S and not self.is_off and not self._jumped(now)
+
     def heard(self, node_id: NodeId, unix_ms: int, now: Instant) -> None:
-        """A peer's acknowledgement carried its clock."""
-        self._differences[node_id] = (unix_ms - now.unix_ms, now.monotonic_s)
+        """A peer's answer carried its clock."""
+        if self._jumped(now):
+            self._forget()
+        if not self._differences:
+            self._offset_ms = now.unix_ms - now.monotonic_s * 1000
+        difference_ms = unix_ms - now.unix_ms
+        self._differences[node_id] = (difference_ms, now.monotonic_s)
+        if -SKEW_MAX_MS <= difference_ms <= SKEW_MAX_MS:
+            self._agreed_s = now.monotonic_s
 
     def poll(self, now: Instant) -> None:
         """Compute the median anew, of what is fresh."""
@@ -42,4 +59,13 @@ class Skew:
             return
         fresh = {node_id: item for node_id, item in self._differences.items() if now.monotonic_s - item[1] < AGE_MAX_S}
         self._differences = fresh
-        self.ms = median_low([0, *(ms for ms, _ in fresh.values())]) if len(fresh) >= PEERS_MIN else 0
+        if self._jumped(now):
+            self._forget()
+        differences = [ms for ms, _ in self._differences.values()]
+        self.ms = median_low([0, *differences]) if len(differences) >= PEERS_MIN else 0
+
+    def _forget(self) -> None:
+        self._differences, self._agreed_s = {}, -inf
+
+    def _jumped(self, now: Instant) -> bool:
+        return abs(now.unix_ms - now.monotonic_s * 1000 - self._offset_ms) > SKEW_MAX_MS
