@@ -53,7 +53,7 @@ SKEW_MAX_MS = 200
 FAR_AHEAD_MS = (1_000, 60_000, 3_600_000)
 FAULT_EVERY_S = 2.5
 """Between two faults, on average."""
-LASTS_S = (0.3, 1.0, 3.0, 8.0, 15.0)
+LASTS_S = (0.3, 1.0, 3.0, 12.0, 18.0)
 """How long nodes stand still, are down or cut off."""
 LOSSES = (0.02, 0.1, 0.3)
 KINDS = ("kill", "pause", "split", "isolation", "pair", "one-way", "loss", "clock step", "clock ahead", "etcd", "watch")
