@@ -53,10 +53,15 @@ SKEW_MAX_MS = 200
 FAR_AHEAD_MS = (1_000, 60_000, 3_600_000)
 FAULT_EVERY_S = 2.5
 """Between two faults, on average."""
-LASTS_S = (0.3, 1.0, 3.0, 8.0, 15.0)
+LASTS_S = (0.3, 1.0, 3.0, 12.0, 18.0)
 """How long nodes stand still, are down or cut off."""
 LOSSES = (0.02, 0.1, 0.3)
-KINDS = ("kill", "pause", "split", "isolation", "pair", "one-way", "loss", "clock step", "clock ahead", "etcd", "watch")
+DOWN_S = (0.05, 0.5, 2.0, 6.0, 12.0)
+"""How long a killed node is down: too short to be missed, and longer than a lease."""
+KILL_SHARE = 0.2
+"""Of the looks, `KILL_EVERY_S` apart, at which a node may be killed."""
+KILL_EVERY_S = 0.5
+KINDS = ("pause", "split", "isolation", "pair", "one-way", "loss", "clock step", "clock ahead", "etcd", "watch")
 FLEETING_MS = (1000, 2000, 4000)
 """Deadlines."""
 
@@ -83,8 +88,9 @@ class ClaimsRun(FaultyCluster):
         self.simulation: RecordedSimulation = RecordedSimulation(seed, settings=SETTINGS, run=run)
         super().__init__(self.simulation, ids, FAULTS_END_S)
         rng = self.simulation.rng
-        chosen = rng.sample(KINDS, rng.randrange(1, len(KINDS) + 1))
+        chosen = rng.sample(KINDS, rng.randrange(len(KINDS) + 1))
         self.kinds = [kind for kind in KINDS if kind in chosen]
+        self.kills = not self.kinds or rng.random() < 0.7
         self.keys = [b"plain-%d" % number for number in range(PLAIN_KEYS)]
         self.keys += [b"deleted-%d" % number for number in range(DELETED_KEYS)]
         self.keys += [b"fleeting-%d" % number for number in range(FLEETING_KEYS)]
@@ -98,13 +104,16 @@ class ClaimsRun(FaultyCluster):
         """Play the whole run, and judge it. Raises AssertionError when the cluster itself breaks."""
         simulation = self.simulation
         simulation.tick_etcd(0.5, FAULTS_END_S + LEVEL_WITHIN_S + REPAIR_S + 60)
-        simulation.record("plan", ", ".join(self.kinds))
+        simulation.record("plan", ", ".join(self.kinds + ["kill"] * self.kills))
         for number, node_id in enumerate(self.ids):
             simulation.clock_offsets_ms[node_id] = self._skew_ms()
             simulation.at(number * 0.2, lambda node_id=node_id: simulation.start(node_id))  # type: ignore[misc]
         for number in range(PROCESSES):
             simulation.at(WARM_S + number * 0.01, lambda process=f"c{number}": self._act(process))  # type: ignore[misc]
-        simulation.at(WARM_S + 1, self._next_fault)
+        if self.kinds:
+            simulation.at(WARM_S + 1, self._next_fault)
+        if self.kills:
+            simulation.at(WARM_S + 1, self._next_kill)
         simulation.run_until(FAULTS_END_S + 1)
         self._heal()
         self._wait_until_level()
@@ -161,7 +170,6 @@ class ClaimsRun(FaultyCluster):
         """Begin a fault of this seed's kinds, and see to the next."""
         simulation, rng = self.simulation, self.simulation.rng
         begin: dict[str, Callable[[float], None]] = {
-            "kill": self._kill_one,
             "pause": self._pause_one,
             "split": self._split_for,
             "isolation": self._isolate,
@@ -188,12 +196,17 @@ class ClaimsRun(FaultyCluster):
     def _after(self, lasts_s: float, action: Callable[[], None]) -> None:
         self.simulation.at(self.simulation.now_s + lasts_s, action)
 
-    def _kill_one(self, lasts_s: float) -> None:
-        """Kill a node, but only where one replica is all that is lost."""
-        if self.simulation.is_level(self.ids):
-            node_id = self.simulation.rng.choice(self.ids)
-            self.simulation.crash(node_id)
-            self._after(lasts_s, lambda: self.simulation.start(node_id))
+    def _next_kill(self) -> None:
+        """Kill a node now and then, but only where one replica is all that is lost."""
+        simulation, rng = self.simulation, self.simulation.rng
+        if simulation.now_s > FAULTS_END_S - KILL_EVERY_S:
+            return
+        if rng.random() < KILL_SHARE and simulation.is_level(self.ids):
+            node_id = rng.choice(self.ids)
+            simulation.crash(node_id)
+            down_s = min(rng.choice(DOWN_S), FAULTS_END_S - simulation.now_s)
+            self._after(down_s, lambda: simulation.start(node_id))
+        self._after(KILL_EVERY_S, self._next_kill)
 
     def _pause_one(self, lasts_s: float) -> None:
         node_id = self._pick()
