@@ -35,6 +35,9 @@ OWN_PREFIX = "zephyrchaos"
 PORTS = "18200-18299"
 """Host ports of a cluster of our own: not those of one that somebody has running, and below the ephemeral ones."""
 COUNT_DEFAULT = 5
+CONNECT_ATTEMPTS_MAX = 3
+CONNECT_PAUSE_S = 1.0
+"""Between two attempts to connect a container to its network again."""
 COMMAND_MAX_S = 120.0
 """Longest Docker or Compose command: seven nodes start and stop within 15 s on two quiet cores."""
 READY_MAX_S = 60.0
@@ -295,8 +298,16 @@ class ContainerDriver(Driver):
         )
 
     async def _connect(self, node_id: NodeId, network: str) -> None:
-        # By the service's name the others' seeds find it, as Compose had it.
-        await self._end("disconnect", node_id, "network", "connect", "--alias", "node", network, node_id)
+        # By the service's name the others' seeds find it, as Compose had it. Docker refuses while it still takes the
+        # earlier end away.
+        for attempt in range(1, CONNECT_ATTEMPTS_MAX + 1):
+            try:
+                await self._end("disconnect", node_id, "network", "connect", "--alias", "node", network, node_id)
+                break
+            except DriverError:
+                if attempt == CONNECT_ATTEMPTS_MAX:
+                    raise
+                await asyncio.sleep(CONNECT_PAUSE_S)
         await self._look_up()
 
     async def heal(self) -> None:

@@ -57,13 +57,14 @@ async def interrupted(process: asyncio.subprocess.Process, text: str) -> str:
     return said
 
 
+async def assert_is_as(cluster, before, said: str) -> None:
+    after = await cluster.nodes()
+    assert [(node.id, node.networks) for node in after] == [(node.id, node.networks) for node in before], said
+
+
 async def test_a_cluster_that_runs_is_broken_measured_and_left_as_it_was(start_cluster, docker, figure):
     cluster = await start_cluster(NODES)
     before = await cluster.nodes()
-
-    async def assert_is_as_before() -> None:
-        after = await cluster.nodes()
-        assert [(node.id, node.networks) for node in after] == [(node.id, node.networks) for node in before]
 
     async with started(*RUN, "wipe-etcd", "--driver", "docker", "-o", "json", project=cluster.project) as process:
         said = (await process.communicate())[0].decode()
@@ -72,7 +73,7 @@ async def test_a_cluster_that_runs_is_broken_measured_and_left_as_it_was(start_c
     assert document["nodes"] == NODES
     assert document["repetitions"][0]["failed"] == 0, document
     figure("zephyr chaos run wipe-etcd on containers: back and level", document["repetitions"][0]["back_s"])
-    await assert_is_as_before()
+    await assert_is_as(cluster, before, said)
 
     async with started(CHAOS / "kill_node.sh", before[0].name, project=cluster.project) as process:
         said = (await process.communicate())[0].decode()
@@ -87,12 +88,16 @@ async def test_a_cluster_that_runs_is_broken_measured_and_left_as_it_was(start_c
     assert re.search(rf"\d s      {before[1].name}: gossip dead, etcd registered, ring \w{{8}} of {NODES}, ", said), (
         said
     )
-    await assert_is_as_before()
+    await assert_is_as(cluster, before, said)
 
-    # Ctrl-C in the middle: each of them mends what it has done.
+
+@pytest.mark.chaos
+async def test_ctrl_c_in_the_middle_mends_what_was_done(start_cluster, docker):
+    cluster = await start_cluster(NODES)
+    before = await cluster.nodes()
     async with started(*RUN, "disconnect-one", "--driver", "docker", project=cluster.project) as process:
-        await interrupted(process, "gossip suspect")
-    await assert_is_as_before()
+        said = await interrupted(process, "gossip suspect")
+    await assert_is_as(cluster, before, said)
     async with started(CHAOS / "pause_node.sh", project=cluster.project) as process:
         await interrupted(process, "gossip suspect")
     assert "Paused" not in await docker("ps", "--format", "{{.Status}}")

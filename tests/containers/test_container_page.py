@@ -33,7 +33,8 @@ async def test_a_killed_container_is_named_known_to_all_evicted_and_then_all_agr
 
     await docker("kill", victim.name)
     killed_s = time.monotonic()
-    await verdict.get_by_text(victim.id, exact=True).wait_for(timeout=DEADLINE_S * 1000)
+    # It may be named twice: gossip calls it dead, and it did not answer.
+    await verdict.get_by_text(victim.id, exact=True).first.wait_for(timeout=DEADLINE_S * 1000)
     named_s = time.monotonic() - killed_s
     figure("the banner names a killed container", named_s)
     assert named_s < NAMED_MAX_S
