@@ -152,7 +152,7 @@ class _Running:
         """The client has its answer: the rest is a tail."""
         self.restarted = False
         self.was_doubted = False
-        """In this round an owner answered that it cannot make sure that it is one."""
+        """In this round an owner answered that it cannot make sure that it is one, or is not level yet."""
         self.doubted_count = 0
         """Rounds that ended for that."""
         self.parked: Literal["", "owner", "confirmation", "line"] = ""
@@ -509,6 +509,7 @@ class Coordinator:
             machine.on_failure(self._id, "this node has a stamp from far ahead")
             return
         machine.on_record(self._id, record, mark, is_level=is_level)
+        running.was_doubted = running.was_doubted or not is_level
 
     def _mend(self, running: _Running, machine: QuorumRead, now: Instant) -> list[Effect]:
         """Tell replicas what a read found out: what they lack, and what they have and should not. Nobody waits."""
@@ -767,6 +768,7 @@ class Coordinator:
         if type(machine) is QuorumRead:
             self.latencies.answered(node_id, now.monotonic_s - running.asked_s)
             self._take_read_reply(machine, node_id, status, payload, now)
+            running.was_doubted = running.was_doubted or machine.has_unlevel
             effects = self._advance(running, now)
         elif type(machine) is QuorumWrite:
             effects = self._take_write_reply(running, machine, node_id, (status, payload), now)

@@ -49,7 +49,7 @@ class QuorumRead:
 
     __slots__ = (
         "_background", "_fetching", "_full_from", "_next", "_outcome", "_reason", "_repairing", "_seen", "_spare",
-        "_unconfirmed", "answered", "asked", "best", "need", "outdated", "owners", "waiting",
+        "_unconfirmed", "answered", "asked", "best", "has_unlevel", "need", "outdated", "owners", "waiting",
     )  # fmt: skip
 
     def __init__(self, owners: tuple[NodeId, ...], need: int) -> None:
@@ -77,6 +77,8 @@ class QuorumRead:
         """Owners asked beyond the need, because another is slow."""
         self._reason = ""
         self._outcome: Outcome | None = None
+        self.has_unlevel = False
+        """An owner answered that is not level: it is, in a moment."""
         self._unconfirmed: tuple[bytes | None, ...] = ()
         """What an owner said that could not make sure that it is one."""
 
@@ -187,6 +189,7 @@ class QuorumRead:
         if is_level:
             self.answered += 1
         else:
+            self.has_unlevel = True
             self._reason = f"{node_id} is not level yet"
             if node_id == self._full_from and not version:
                 self._full_from = ""
