@@ -9,7 +9,7 @@ the history.
 An acknowledged write survives the loss of one replica until the others have it again. So a node is killed only while
 all are level; nodes stand still and are cut off at any time, and who is evicted then loses what it has, which the
 checkers count. A replica that missed a write has it from the hints of who coordinated that, or from a read
-(docs/guarantees.md, 2): since a killed node takes its hints with it, everything is read in such a run before anybody looks
+(docs/guarantees.md, 2): a killed node takes its hints with it, so in such a run everything is read before anybody looks
 at what is kept, and after that in the others.
 """
 
