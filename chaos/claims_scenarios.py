@@ -3,14 +3,14 @@
 Several clients read, write and delete a few keys through all nodes, while nodes are killed and start again, stand
 still, are cut off both ways or one, lose packets and have clocks that differ by up to 400 ms; now and then one is far
 ahead. Each seed draws which of these there are, so that some runs know but one. Then all of it ends, every node is
-level again, what each of them keeps is looked at, and everything is read through every node. `chaos.checkers` judges
+level again, everything is read through every node, and what each of them keeps is looked at. `chaos.checkers` judges
 the history.
 
 An acknowledged write survives the loss of one replica until the others have it again. So a node is killed only while
 all are level; nodes stand still and are cut off at any time, and who is evicted then loses what it has, which the
 checkers count. A replica that missed a write has it from the hints of who coordinated that, or from a read
-(docs/guarantees.md, 2): a killed node takes its hints with it, so in such a run everything is read before anybody looks
-at what is kept, and after that in the others.
+(docs/guarantees.md, 2): so what is kept is looked at after everything was read, and before that, too, where no node was
+killed and took its hints with it.
 """
 
 from __future__ import annotations
@@ -124,11 +124,10 @@ class ClaimsRun(FaultyCluster):
         self._wait_until_level()
         simulation.run_until(simulation.now_s + REPAIR_S)
         assert simulation.is_level(self.ids), "level, and then no longer"
-        if self.kills:
-            self._read_back()
-        simulation.take_stock(self.keys)
         if not self.kills:
-            self._read_back()
+            simulation.take_stock(self.keys)
+        self._read_back()
+        simulation.take_stock(self.keys)
         simulation.history.sort()
         return check(simulation.history)
 
