@@ -16,7 +16,8 @@ right.
 
 *Divided.* Where a minority reaches etcd and the majority does not, both serve, each its own ring (docs/membership.md).
 While somebody has a newer ring and a majority of an older one's members still uses that, the ring is not stable either,
-and a delete on one side tells nothing of the other.
+and a delete on one side tells nothing of the other. Nor is one that has fewer members than there are to be replicas:
+with one copy, what moves is lost (docs/guarantees.md).
 
 *Losses.* An acknowledged write stands while fewer replicas are lost than acknowledged it, before all is level again. A
 node loses what it has when it is killed or leaves the ring. When more are lost, a new *era* begins, and nothing from
@@ -123,10 +124,9 @@ class Facts:
         self.run = history.run
         self.quorum = self.run.replicas // 2 + 1
         changes = list(_ring_changes(history))
-        self.divided = _divided(history)
-        """Times in which two rings were in use, in order and apart."""
-        unsettled = _waves(changes, self.run.settle_s) + _small(history, self.run.replicas)
-        self.unsettled = _merged(unsettled + self.divided)
+        self.divided = _merged(_divided(history) + _small(history, self.run.replicas))
+        """Times in which two rings were in use, or one too small for all replicas, in order and apart."""
+        self.unsettled = _merged(_waves(changes, self.run.settle_s) + self.divided)
         """Times in which the ring was not stable, in order and apart."""
         self.eras_s = _eras(history, changes, self.quorum)
         """When more replicas were lost than the claims allow for."""
@@ -150,7 +150,7 @@ class Facts:
         return not self.unsettled or _is_outside(operation, self.unsettled)
 
     def is_one(self, operation: Operation) -> bool:
-        """Whether all who served had one ring, or were about to have it."""
+        """Whether all who served had one ring with all replicas, or were about to have it."""
         return not self.divided or _is_outside(operation, self.divided)
 
     def has_bad_clock(self, operation: Operation) -> bool:
@@ -470,7 +470,10 @@ def check_acknowledged_lost(facts: Facts) -> Verdict:
             if kept.operation.kind != "get" and kept.operation.outcome == "ok" and not kept.operation.is_sloppy
             and facts.is_strict(kept.operation)
         ]  # fmt: skip
-        counted = [item for item in acknowledged if bisect_right(facts.eras_s, item.invoked_s) == len(facts.eras_s)]
+        counted = [
+            item for item in acknowledged
+            if bisect_right(facts.eras_s, item.invoked_s) == len(facts.eras_s) and facts.is_one(item)
+        ]  # fmt: skip
         verdict.unknown += len(acknowledged) - len(counted)
         if not counted:
             continue
@@ -489,8 +492,8 @@ def _check_kept(
 ) -> None:
     """Judge what the level owners of a key have in the end."""
     floor, absences = facts.least_version(highest), _Absences(facts, operations)
-    late = [item.node for item in holdings if not _holds(item, floor, absences)]
-    if len(late) == len(holdings):
+    late = dict.fromkeys(item.node for item in holdings if not _holds(item, floor, absences))
+    if late.keys() == {item.node for item in holdings}:
         verdict.figures["keys_lost"] += 1
         verdict.add(f"{highest.key} is lost: no level owner has what was acknowledged, or newer", highest)
     elif late:
@@ -518,13 +521,14 @@ def _holds(holding: Holding, floor: Version, absences: _Absences) -> bool:
 
 
 def check_converged(facts: Facts) -> Verdict:
-    """In the end all level owners of a key have the same."""
+    """When stock was taken last, all level owners of a key had the same."""
     verdict = Verdict("replicas-converge")
     if facts.run.evicts:
         return verdict.close("entries may have been evicted")
+    last_s = {holding.key: holding.at_s for holding in facts.history.holdings}
     found: dict[str, dict[Version, list[NodeId]]] = defaultdict(lambda: defaultdict(list))
     for holding in facts.history.holdings:
-        if holding.is_owner and holding.is_level:
+        if holding.is_owner and holding.is_level and holding.at_s == last_s[holding.key]:
             version = holding.version if holding.state in ("value", "tombstone") else b""
             found[holding.key][version].append(holding.node)
     for key, versions in found.items():

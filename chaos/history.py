@@ -163,6 +163,8 @@ class Holding(NamedTuple):
     is_owner: bool
     is_level: bool
     """Whether it holds all that it should of the key's slot."""
+    at_s: float = 0.0
+    """When stock was taken: of all keys at once, and maybe more than once."""
 
 
 Record: TypeAlias = Run | Operation | Fault | Sample | Death | Level | Holding
@@ -201,7 +203,7 @@ class History:
     def sort(self) -> None:
         """Bring the records into order."""
         self.operations.sort(key=lambda item: item.invoked_s)
-        for records in (self.faults, self.samples, self.deaths, self.levels):
+        for records in (self.faults, self.samples, self.deaths, self.levels, self.holdings):
             records.sort(key=lambda item: item.at_s)
 
 
@@ -271,6 +273,7 @@ def _document(record: Record) -> dict[str, Any]:
                 "version": record.version.hex(),
                 "owner": record.is_owner,
                 "level": record.is_level,
+                "at_s": record.at_s,
             }
         case Fault() | Death() | Level():
             return {"record": type(record).__name__.lower()} | _named(record)
@@ -438,8 +441,8 @@ def _holding(document: dict[str, Any], shared: dict[str, str]) -> Holding:
     state, version, key = _word(document, "state", STATES), _version(document), _text(document, "key")
     if (state == "absent") == bool(version):
         raise ValueError("version: an absent key has none, and everything else has one")
-    flags = _flag(document, "owner"), _flag(document, "level")
-    return Holding(_text(document, "node"), shared.setdefault(key, key), state, version, *flags)  # type: ignore[arg-type]
+    flags, at_s = (_flag(document, "owner"), _flag(document, "level")), _moment(document, "at_s")
+    return Holding(_text(document, "node"), shared.setdefault(key, key), state, version, *flags, at_s)  # type: ignore[arg-type]
 
 
 _READ: dict[str, Callable[[dict[str, Any], dict[str, str]], Record]] = {

@@ -305,9 +305,10 @@ class Load:
 
     async def take_stock(self) -> None:
         """Write down what every node keeps of every key, where they can tell (`/cluster/explain`)."""
-        await _each(self.plan.keys, self._explain)
+        at_s = self.now_s
+        await _each(self.plan.keys, lambda number: self._explain(number, at_s))
 
-    async def _explain(self, number: int) -> None:
+    async def _explain(self, number: int, at_s: float) -> None:
         text = key_text(self._key(number))
         page = await self._page(next(iter(self.nodes)), f"/cluster/explain/{text}")
         for replica in page["replicas"] if page is not None else ():
@@ -315,7 +316,9 @@ class Load:
             if state is not None:
                 version = bytes.fromhex(replica["version"] or "")
                 is_owner, is_level = bool(replica["owner"]), bool(replica["level"])
-                self.history.add(Holding(replica["node"], text, state, version, is_owner=is_owner, is_level=is_level))
+                self.history.add(
+                    Holding(replica["node"], text, state, version, is_owner=is_owner, is_level=is_level, at_s=at_s)
+                )
 
     async def read_back(self) -> None:
         """Read every key through every node."""

@@ -253,6 +253,6 @@ class RecordedSimulation(Simulation):
                 self.history.add(
                     Holding(
                         node_id, key_text(key), state, version,
-                        is_owner=is_owner, is_level=is_owner and node.levels.is_level(slot),
+                        is_owner=is_owner, is_level=is_owner and node.levels.is_level(slot), at_s=self.now_s,
                     )
                 )  # fmt: skip

@@ -54,12 +54,12 @@ class Story:
             self.history.add(record)
         return self
 
-    def kept(self, key="k", **versions):
+    def kept(self, key="k", at_s=60.0, **versions):
         """Tell what nodes hold in the end: a version, None for nothing, or (state, version)."""
         for node, held in versions.items():
             state, stamp = held if isinstance(held, tuple) else ("absent" if held is None else "value", held)
             stamped = b"" if stamp is None else version(stamp)
-            self.add(Holding(node, key, state, stamped, is_owner=True, is_level=True))
+            self.add(Holding(node, key, state, stamped, is_owner=True, is_level=True, at_s=at_s))
         return self
 
     def judged(self, name: str):
@@ -378,6 +378,19 @@ def test_what_was_deleted_or_is_over_may_be_absent():
     )
 
 
+def test_each_taking_of_stock_counts():
+    story = Story().put("a", 0).put("b", 1).kept(n1=1.1, n2=0.1).kept(n1=1.1, n2=1.1, at_s=70.0)
+    assert story.is_red("acknowledged-lost")
+
+
+def test_what_was_acknowledged_in_a_ring_too_small_is_unknown():
+    rings = [*settled("n1", owners=("n1",)), *settled("n1", at_s=3.0)]
+    verdict = Story().add(*rings).put("a", 0).kept(n1=None).judged("acknowledged-lost")
+    assert (verdict.colour, verdict.unknown) == ("unknown", 1)
+    assert not Story().add(*rings).put("a", 0).delete(1).get("a", 5, 0.1).is_red("resurrection")
+    assert Story().add(*rings).put("a", 4).kept(n1=None).is_red("acknowledged-lost")
+
+
 def test_what_is_read_after_healing_is_not_less_than_was_acknowledged():
     healed = Story().add(Fault("pause", ("n1",), 2, 3), Level(4)).put("a", 0).put("b", 1).kept(n1=1.1)
     assert healed.get("a", 3.5, 0.1).is_green("acknowledged-lost"), "not healed yet"
@@ -400,6 +413,10 @@ def test_owners_have_the_same_in_the_end():
     assert Story().kept(n1=1, n2=None).is_red("replicas-converge")
     assert Story().kept(n1=("ghost", 1), n2=None).is_green("replicas-converge")
     assert Story().kept(n1=("tombstone", 1), n2=None).is_red("replicas-converge")
+    assert Story().kept(n1=1, n2=2).kept(n1=2, n2=2, at_s=70.0).is_green("replicas-converge"), (
+        "when it was looked at last"
+    )
+    assert Story().kept(n1=2, n2=2).kept(n1=1, n2=2, at_s=70.0).is_red("replicas-converge")
 
 
 # --- membership and hints -----------------------------------------------------------------------------

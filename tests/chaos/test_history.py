@@ -40,8 +40,8 @@ RECORDS = [
     Sample("n2", 1.5, "", ()),
     Death("n1", "n2", 5.0),
     Level(6.0),
-    Holding("n1", "k", "tombstone", VERSION, is_owner=True, is_level=False),
-    Holding("n2", "k", "absent", b"", is_owner=True, is_level=True),
+    Holding("n1", "k", "tombstone", VERSION, is_owner=True, is_level=False, at_s=7.0),
+    Holding("n2", "k", "absent", b"", is_owner=True, is_level=True, at_s=8.0),
 ]
 
 
@@ -130,7 +130,10 @@ def test_a_line_that_has_another_form_is_refused_by_its_number(change, said):
             '{"record": "sample", "node": "n1", "digest": "", "owners": [], "at_s": 1, "hints": {"queued": 1}}',
             "delivered is missing",
         ),
-        ('{"record": "holding", "node": "n1", "key": "k", "state": "value", "version": ""}', "version: an absent key"),
+        (
+            '{"record": "holding", "node": "n1", "key": "k", "state": "value", "version": "", "at_s": 1}',
+            "version: an absent key",
+        ),
         ("[" * 5000 + "]" * 5000, "line 2"),
         ('"' + "x" * (70 << 10) + '"', "longer than 65536 bytes"),
         ("", "no JSON"),
