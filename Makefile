@@ -19,7 +19,7 @@ help:
 	@echo "make browser   the /debug page in a headless browser, on clusters that are killed; needs Chromium"
 	@echo "make check     ruff, mypy --strict, import contracts, shellcheck"
 	@echo "make simulate  random runs in virtual time: SCENARIO=$(SCENARIO) SEEDS=2000 NODES=10,100; also lifeguard, crash,"
-	@echo "               container, silent, pause, partition, join, idle and plan; with a C compiler, COMPILED=1 is twice as fast"
+	@echo "               container, silent, pause, partition, join, idle, plan and claims; with a C compiler, COMPILED=1 is twice as fast"
 	@echo "make chaos     tests that take minutes, and those on containers (needs Docker and Compose)"
 	@echo "make etcd-faults  what etcd can do to a cluster, row by row, with the figures of docs/etcd-faults.md"
 	@echo "make convergence  how soon all views are one again, row by row, with the figures of docs/convergence.md: REPETITIONS=10;"
