@@ -513,6 +513,14 @@ def test_a_stamp_that_all_others_refuse_stays_nowhere_and_makes_this_node_doubt_
     assert not coordinator.skew.is_off, "it is asked again after a while"
 
 
+def test_an_owner_that_refused_the_stamp_as_ahead_is_sent_it_again_where_others_took_it():
+    coordinator = build("n1", "n2", "n3")
+    first, second = sends(coordinator.begin_write(WriteRequest(b"key", b"value"), at(1)).effects)
+    assert completed(coordinator.replied(first.call_id, Status.OK, acknowledged(), at(1.1))).failure is None
+    coordinator.replied(second.call_id, Status.CLOCK_SKEW, (at(0).unix_ms,), at(1.2))
+    assert coordinator.hints.targets_of(b"key") == (second.node_id,)
+
+
 def test_a_node_whose_clock_was_set_back_stamps_like_the_others_again():
     coordinator = build("n1", "n2", "n3")
     coordinator.committed_count = 3

@@ -1,11 +1,8 @@
 """The claims of the data plane under random faults; without one of its safeguards they break, or that shows nothing."""
 
 import concurrent.futures
-import importlib
-import importlib.util
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -14,27 +11,25 @@ from chaos.claims_scenarios import NODES, ClaimsRun, Played, play_seed, replay_c
 from chaos.cluster_scenarios import log_digest
 from chaos.history import read_history, write_history
 from zephyr.config import Settings
+from zephyr.replication.hints import Hints
 from zephyr.replication.level import Levels
-from zephyr.replication.quorum import QuorumRead
+from zephyr.replication.quorum import QuorumRead, _Seen
 from zephyr.store.record import CLOCK_DRIFT_MAX_MS, HybridLogicalClock
 from zephyr.store.store import Store
 
-SEEDS = 20
+SEEDS = (5, pytest.param(60, marks=pytest.mark.chaos))
 SEEDS_OF_MUTANT_MAX = 200
-HAS_REPAIR = importlib.util.find_spec("zephyr.replication.hints") is not None
-"""Whether reads compare digests and repair, and hints are kept: without, the claims do not hold."""
-needs_repair = pytest.mark.skipif(not HAS_REPAIR, reason="this core neither repairs nor keeps hints")
 
 
 def workers() -> int:
     return max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
-@needs_repair
 @pytest.mark.timeout(600)  # Pure computation, for a minute or two; the bound is for a run that hangs, on any machine.
-def test_random_seeds_keep_the_claims():
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_random_seeds_keep_the_claims(seeds):
     with concurrent.futures.ProcessPoolExecutor(workers()) as pool:
-        played = list(pool.map(play_seed, range(1, SEEDS + 1), chunksize=5))
+        played = list(pool.map(play_seed, range(1, seeds + 1)))
     failures = [f"{item.failure} ({replay_command(item.seed, item.node_count)})" for item in played if item.failure]
     assert not failures, "\n".join(failures[:10])
     unserved = [item.seed for item in played if item.report is None or not item.report.is_served]
@@ -62,7 +57,7 @@ def test_seeds_have_clusters_of_all_sizes():
 
 # --- mutants ------------------------------------------------------------------------------------------
 
-QUORUM, ON_VERSION = Settings.quorum, getattr(QuorumRead, "on_version", None)
+QUORUM, ON_VERSION = Settings.quorum, QuorumRead.on_version
 
 
 def one_is_a_quorum(settings, text, replicas):
@@ -84,16 +79,11 @@ def without_marks(read, node_id, version, _mark=b"", *, is_level=True):
     ON_VERSION(read, node_id, version, is_level=is_level)
 
 
-def of(module: str, name: str) -> Any:
-    """Return a class of the core; nothing where the core has none."""
-    return getattr(importlib.import_module(module), name) if importlib.util.find_spec(module) is not None else None
-
-
 @dataclass
 class Mutant:
     """What is replaced, by what, which checks must turn red, and a seed that did it once: others follow."""
 
-    owner: Any
+    owner: type
     name: str
     replacement: object
     checks: tuple[str, ...]
@@ -109,17 +99,14 @@ MUTANTS = {
     "whoever owns a slot is level": Mutant(
         Levels, "is_level", lambda *_: True, ("stale-reads", "atomic", "acknowledged-lost", "resurrection"), seed=18
     ),
-}  # fmt: skip
-MUTANTS_OF_REPAIR = {
     "a newer digest is not fetched": Mutant(
         QuorumRead, "_holder_of_newest", lambda *_: "", ("stale-reads", "atomic", "monotonic-reads")
     ),
     "reads mend nobody": Mutant(
-        of("zephyr.replication.quorum", "_Seen") if HAS_REPAIR else None, "is_behind", lambda *_: False,
-        ("monotonic-reads", "atomic"), seed=10,
+        _Seen, "is_behind", lambda *_: False, ("monotonic-reads", "atomic"), seed=10
     ),
     "hints are never kept": Mutant(
-        of("zephyr.replication.hints", "Hints"), "keep", lambda *_: False, ("acknowledged-lost",), seed=11
+        Hints, "keep", lambda *_: False, ("acknowledged-lost",), seed=11
     ),
     "ghosts tell nothing": Mutant(QuorumRead, "on_version", without_marks, ("resurrection", "stale-reads"), seed=3),
 }  # fmt: skip
@@ -146,14 +133,8 @@ def assert_it_is_found(mutant: Mutant) -> None:
     pytest.fail(f"no seed up to {SEEDS_OF_MUTANT_MAX} turned red")
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)  # The first seed does it, or the core has changed: then others are looked at.
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_claim_breaks(name):
     assert_it_is_found(MUTANTS[name])
-
-
-@needs_repair
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", MUTANTS_OF_REPAIR)
-def test_a_claim_breaks_without_repair(name):
-    assert_it_is_found(MUTANTS_OF_REPAIR[name])

@@ -11,7 +11,11 @@ from chaos.network import Path, Uniform
 from chaos.report import percentile, tables, wilson
 from chaos.simulate import PLANS, cases, replay_command
 
-PLAN_SEEDS = 30
+PLAN_SEEDS = (
+    pytest.param(30, marks=pytest.mark.timeout(400)),
+    pytest.param(1000, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)]),
+)
+"""Pure computation; the bounds are for a run that hangs, on any machine."""
 
 
 def settled(count: int, **options: object) -> GossipWorld:
@@ -154,11 +158,11 @@ def test_connections_that_are_chosen_follow_who_lives():
 # --- many faults --------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(400)  # Pure computation; the bound is for a run that hangs, on any machine.
-def test_random_fault_plans_hold():
+@pytest.mark.parametrize("seeds", PLAN_SEEDS)
+def test_random_fault_plans_hold(seeds):
     workers = max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     with concurrent.futures.ProcessPoolExecutor(workers) as pool:
-        results = list(pool.map(run_case, cases("plan", PLAN_SEEDS, [10], "lan"), chunksize=5))
+        results = list(pool.map(run_case, cases("plan", seeds, [10], "lan"), chunksize=5))
     failures = [f"{result.failure}: {replay_command(result.case)}" for result in results if result.failure]
     assert not failures, "\n".join(failures[:10])
 

@@ -13,7 +13,7 @@ from zephyr.events import EvictMember, LeaveRequested
 from zephyr.model import Outcome, ReadRequest, WriteRequest
 
 IDS = ["n1", "n2", "n3", "n4", "n5"]
-SEEDS = 30
+SEEDS = (30, pytest.param(150, marks=pytest.mark.chaos))
 
 
 def cluster(seed: int = 1, **changes: object) -> Simulation:
@@ -269,10 +269,11 @@ def test_a_silent_peer_costs_its_requests_a_timeout_and_no_more():
 
 
 @pytest.mark.timeout(400)  # A minute of pure computation; the bound is for a run that hangs, on any machine.
-def test_thirty_random_seeds_hold():
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_random_seeds_hold(seeds):
     workers = max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     with concurrent.futures.ProcessPoolExecutor(workers) as pool:
-        results = list(pool.map(run_seed, range(1, SEEDS + 1), chunksize=20))
+        results = list(pool.map(run_seed, range(1, seeds + 1), chunksize=5))
     failures = [f"seed {seed}: {failure} (python -m chaos.simulate --seed {seed} --log)" for seed, _, failure in results
                 if failure]  # fmt: skip
     assert not failures, "\n".join(failures[:10])

@@ -550,6 +550,8 @@ class Coordinator:
         here, _ = self.store.standing(running.slot, request.key, now.unix_ms)
         if here is not None:
             self.clock.observe(record_version(here), now.unix_ms)
+        if len(machine.owners) > 1:
+            self.clock.settle(now.unix_ms)
         version = self.clock.stamp(now.unix_ms)
         while True:
             if change is not None:
@@ -620,7 +622,7 @@ class Coordinator:
         """Keep what was written for owners that missed it."""
         for node_id in owners:
             if node_id != self._id:
-                self.hints.keep(node_id, running.request.key, running.record)
+                self.hints.keep(node_id, running.request.key, running.record, running.deadline_s)
                 self.due_s = min(self.due_s, self.hints.deadline())
 
     # --- updates ------------------------------------------------------------------------------------
@@ -1109,7 +1111,7 @@ _FAILURES: dict[int, Failure] = {
     Status.TOO_LARGE: Failure.TOO_LARGE,
     Status.OVERLOADED: Failure.OVERLOADED,
 }
-_FINAL = (Status.CLOCK_SKEW, Status.TOO_LARGE, Status.BAD_REQUEST)
+_FINAL = (Status.TOO_LARGE, Status.BAD_REQUEST)
 """Refusals of a record that stand: it is not to be sent again."""
 
 

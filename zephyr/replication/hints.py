@@ -7,7 +7,7 @@ A hint is the newest record of one key for one target. It is
 
     delivered    the target answered: it has the record now, or something newer, or no room for it
     redirected   the target owns the key's slot no more: it is kept for each present owner that may lack it instead
-    expired      its value's deadline passed, or it was kept for `hint_window`
+    expired      its value's deadline passed, or it was kept for `hint_window`, by a clock that does not jump
     dropped      there was no room: for one target, or in all
 
 Invariant: queued = delivered + redirected + expired + dropped + pending.
@@ -22,15 +22,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Container
+from itertools import islice
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from zephyr.config import Settings
 from zephyr.events import CONTROL_CALL_ID_MIN, Effect, PeerAnswered, PeerCallFailed, SendPeer
 from zephyr.model import Instant, NodeId
 from zephyr.peer.wire import Operation, Status
 from zephyr.ring.ring import Ring, key_slot
-from zephyr.store.record import record_expires_unix_ms, record_version, version_unix_ms
+from zephyr.store.record import record_expires_unix_ms, record_version
 
 CALL_ID_MIN = CONTROL_CALL_ID_MIN + (1 << 61) + (1 << 60)
 """Calls of this machine are numbered from here on."""
@@ -51,18 +52,26 @@ SWEEP_HINTS_MAX = 500
 """Hints of one target that are looked at for having expired, at once."""
 
 
+class _Hint(NamedTuple):
+    """A record, and from when on it is kept."""
+
+    record: bytes
+    from_s: float
+    """Monotonic seconds."""
+
+
 class _Target:
     """What is kept for one member."""
 
-    __slots__ = ("bytes", "call_id", "due_s", "records", "sent")
+    __slots__ = ("bytes", "call_id", "due_s", "hints", "sent")
 
     def __init__(self) -> None:
-        self.records: OrderedDict[bytes, bytes] = OrderedDict()
-        """Key -> record, the longest kept first."""
+        self.hints: OrderedDict[bytes, _Hint] = OrderedDict()
+        """By key: the next to be sent first."""
         self.bytes = 0
         self.call_id = 0
         """The call that is under way; 0: none."""
-        self.sent: tuple[tuple[bytes, bytes], ...] = ()
+        self.sent: tuple[tuple[bytes, _Hint], ...] = ()
         """What it carries."""
         self.due_s = -inf
 
@@ -83,7 +92,7 @@ class Hints:
         self._take = take
         self._bytes_max = settings.hint_memory
         self._bytes_of_target_max = settings.hint_memory_target
-        self._window_ms = round(settings.hint_window * 1000)
+        self._window_s = settings.hint_window
         self._targets: dict[NodeId, _Target] = {}
         self._bytes = 0
         self._last_call_id = CALL_ID_MIN
@@ -92,7 +101,7 @@ class Hints:
     @property
     def pending(self) -> int:
         """Hints that are kept."""
-        return sum(len(target.records) for target in self._targets.values())
+        return sum(len(target.hints) for target in self._targets.values())
 
     @property
     def pending_bytes(self) -> int:
@@ -106,7 +115,7 @@ class Hints:
 
     def targets_of(self, key: bytes) -> tuple[NodeId, ...]:
         """Return the members for which a record of this key is kept."""
-        return tuple(node_id for node_id, target in self._targets.items() if key in target.records)
+        return tuple(node_id for node_id, target in self._targets.items() if key in target.hints)
 
     def deadline(self) -> float:
         """Return the monotonic second at which `poll` has something to do; -inf: now."""
@@ -116,43 +125,47 @@ class Hints:
         """Assert what must hold between any two events; for tests and the simulator."""
         ends = self.delivered + self.redirected + self.expired + self.dropped
         assert self.queued == ends + self.pending, "hints are out of balance"
-        kept = [(key, record) for target in self._targets.values() for key, record in target.records.items()]
-        assert self._bytes == sum(_size(key, record) for key, record in kept) <= self._bytes_max
-        assert all(target.records for target in self._targets.values())
+        kept = [(key, hint) for target in self._targets.values() for key, hint in target.hints.items()]
+        assert self._bytes == sum(_size(key, hint.record) for key, hint in kept) <= self._bytes_max
+        assert all(target.hints for target in self._targets.values())
 
     # --- keeping --------------------------------------------------------------------------------------
 
-    def keep(self, node_id: NodeId, key: bytes, record: bytes) -> bool:
-        """Keep a record for a member. False: there is no room, and the slot has overflowed."""
+    def keep(self, node_id: NodeId, key: bytes, record: bytes, from_s: float) -> bool:
+        """Keep a record for a member. False: there is no room, and the slot has overflowed.
+
+        `from_s`: monotonic second from which `hint_window` is counted.
+        """
         target = self._targets.get(node_id)
-        standing = target.records.get(key) if target is not None else None
-        if standing is not None and record_version(standing) >= record_version(record):
+        standing = target.hints.get(key) if target is not None else None
+        if standing is not None and record_version(standing.record) >= record_version(record):
             return True
-        grown = _size(key, record) - (_size(key, standing) if standing is not None else 0)
+        self.queued += standing is None
+        grown = _size(key, record) - (_size(key, standing.record) if standing is not None else 0)
         of_target = target.bytes if target is not None else 0
-        is_room = of_target + grown <= self._bytes_of_target_max and self._bytes + grown <= self._bytes_max
-        if not is_room or target is None:
-            if not is_room:
-                self.queued += standing is None
-                self.dropped += 1
-                self.overflowed[key_slot(key)] = None
-                if standing is not None and target is not None:
-                    self._take_out(node_id, target, key)  # Older than what could not be kept: it is of no use.
-                return False
+        if of_target + grown > self._bytes_of_target_max or self._bytes + grown > self._bytes_max:
+            self.dropped += 1
+            self.overflowed[key_slot(key)] = None
+            if standing is not None:
+                self._take_out(node_id, key)  # Older than what could not be kept: it is of no use.
+            return False
+        if target is None:
             target = self._targets[node_id] = _Target()
             self._look_at_s = -inf  # Another one is looked at soon anyway.
-        self.queued += standing is None
-        target.records[key] = record
+        target.hints[key] = _Hint(record, from_s)
         target.bytes += grown
         self._bytes += grown
         return True
 
-    def _take_out(self, node_id: NodeId, target: _Target, key: bytes) -> None:
-        size = _size(key, target.records.pop(key))
+    def _take_out(self, node_id: NodeId, key: bytes) -> _Hint:
+        target = self._targets[node_id]
+        hint = target.hints.pop(key)
+        size = _size(key, hint.record)
         target.bytes -= size
         self._bytes -= size
-        if not target.records:
+        if not target.hints:
             del self._targets[node_id]
+        return hint
 
     # --- sending --------------------------------------------------------------------------------------
 
@@ -171,7 +184,7 @@ class Hints:
             if node_id not in self._targets:
                 continue
             if node_id not in members and members:
-                for key in [key for key, _ in zip(target.records, range(PAGE_HINTS_MAX), strict=False)]:
+                for key in list(islice(target.hints, PAGE_HINTS_MAX)):
                     self._redirect(node_id, key, ring, now)
             elif node_id in routable and now.monotonic_s >= target.due_s:
                 effects.append(self._send(node_id, target, now))
@@ -188,25 +201,24 @@ class Hints:
         return now.monotonic_s + (LOOK_PERIOD_S if node_id in members or not members else PAUSE_S)
 
     def _expire(self, node_id: NodeId, target: _Target, now: Instant) -> None:
-        for key, _ in zip(list(target.records), range(SWEEP_HINTS_MAX), strict=False):
-            record = target.records[key]
-            expires_unix_ms = record_expires_unix_ms(record)
-            is_over = version_unix_ms(record_version(record)) + self._window_ms <= now.unix_ms
-            if is_over or 0 < expires_unix_ms <= now.unix_ms:
+        for key in list(islice(target.hints, SWEEP_HINTS_MAX)):
+            hint = target.hints[key]
+            is_old = hint.from_s + self._window_s <= now.monotonic_s
+            if is_old or 0 < record_expires_unix_ms(hint.record) <= now.unix_ms:
                 self.expired += 1
-                self._take_out(node_id, target, key)
+                self._take_out(node_id, key)
 
     def _send(self, node_id: NodeId, target: _Target, now: Instant) -> SendPeer:
-        page: list[tuple[bytes, bytes]] = []
+        page: list[tuple[bytes, _Hint]] = []
         size = 0
-        for key, record in target.records.items():
-            size += len(key) + len(record)
-            if len(page) >= PAGE_HINTS_MAX or (page and size > PAGE_BYTES_MAX):
+        for key, hint in islice(target.hints.items(), PAGE_HINTS_MAX):
+            size += len(key) + len(hint.record)
+            if page and size > PAGE_BYTES_MAX:
                 break
-            page.append((key, record))
+            page.append((key, hint))
         self._last_call_id += 1
         target.call_id, target.sent, target.due_s = self._last_call_id, tuple(page), now.monotonic_s + CALL_TIMEOUT_S
-        calls = tuple((int(Operation.REPAIR), pair) for pair in page)
+        calls = tuple((int(Operation.REPAIR), (key, hint.record)) for key, hint in page)
         return SendPeer(node_id, target.call_id, Operation.MANY, calls, now.monotonic_s + CALL_TIMEOUT_S)
 
     def _called(self, call_id: int) -> tuple[NodeId, _Target | None]:
@@ -231,31 +243,30 @@ class Hints:
         if event.status != Status.OK or len(event.payload) != len(target.sent):
             return self.on_failed(PeerCallFailed(event.call_id, "another form"), now)
         target.call_id, target.due_s = 0, now.monotonic_s + PAUSE_S
-        for (key, record), answer in zip(target.sent, event.payload, strict=True):
-            if target.records.get(key) is not record:
+        for (key, hint), answer in zip(target.sent, event.payload, strict=True):
+            if target.hints.get(key) is not hint:
                 continue  # A newer one took its place meanwhile, or it expired.
             match answer:
-                case (Status.OK | Status.TOO_LARGE | Status.CLOCK_SKEW | Status.BAD_REQUEST, _):
+                case (Status.OK | Status.TOO_LARGE | Status.BAD_REQUEST, _):
                     self.delivered += 1
-                    self._take_out(node_id, target, key)
+                    self._take_out(node_id, key)
                 case (Status.NOT_OWNER, _) if node_id not in ring.owners(key_slot(key)):
                     self._redirect(node_id, key, ring, now)
-                case _:
+                case _:  # Not yet; a stamp too far ahead, for one, will not be for ever. The others come first.
+                    target.hints.move_to_end(key)
                     target.due_s = now.monotonic_s + RETRY_S
         self._look_at_s = min(self._look_at_s, target.due_s)
         return []
 
     def _redirect(self, node_id: NodeId, key: bytes, ring: Ring, now: Instant) -> None:
         """Keep a hint for the present owners instead; where this node is one, it takes the record."""
-        target = self._targets[node_id]
-        record = target.records[key]
+        record, from_s = self._take_out(node_id, key)
         self.redirected += 1
-        self._take_out(node_id, target, key)
         for owner in ring.owners(key_slot(key)):
             if owner == self._id:
                 self._take(key, record, now)
             elif owner != node_id:
-                self.keep(owner, key, record)
+                self.keep(owner, key, record, from_s)
 
 
 def _size(key: bytes, record: bytes) -> int:

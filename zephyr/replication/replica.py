@@ -161,7 +161,7 @@ class Replica:
         if not self.clock.observe(record_version(record), now.unix_ms):
             self.refused_stamp_count += 1
             return Status.CLOCK_SKEW, (now.unix_ms,)
-        return (Status.OK, ()) if self.hints.keep(target, key, record) else (Status.OVERLOADED, ())
+        return (Status.OK, ()) if self.hints.keep(target, key, record, now.monotonic_s) else (Status.OVERLOADED, ())
 
     def _serve_many(self, calls: tuple[Any, ...], digest: bytes, now: Instant) -> Answer:
         if not 0 < len(calls) <= MANY_CALLS_MAX:
