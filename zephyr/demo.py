@@ -11,14 +11,12 @@ import contextlib
 import errno
 import json
 import math
-import os
 import random
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -31,7 +29,8 @@ import aiohttp
 from yarl import URL
 
 from zephyr.errors import ZephyrError
-from zephyr.etcd.embedded import EmbeddedEtcd, die_with_parent
+from zephyr.etcd.embedded import EmbeddedEtcd
+from zephyr.process import NodeProcess
 
 PEER_PORT_OFFSET = -234
 """From a node's HTTP port: 8080 and 7846."""
@@ -93,43 +92,6 @@ class Report:
         return {"nodes": self.nodes, "measures": self.measures, "failures": self.failures}
 
 
-@dataclass(slots=True)
-class DemoNode:
-    """One node's process."""
-
-    id: str
-    http: str
-    peer: str
-    gossip: str
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self, arguments: Sequence[str]) -> None:
-        """Start it, again with the same addresses when it ran before."""
-        command = [sys.executable, "-m", "zephyr", "node", "--id", self.id, "--http", self.http, "--peer", self.peer]
-        command += ["--gossip", self.gossip, *arguments]
-        # The demo's settings are its own, whatever this shell has set for another cluster.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ZEPHYR_")}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603  # ourselves
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                # In a session of its own Ctrl-C reaches us alone, and we tell it to leave.
-                preexec_fn=die_with_parent, start_new_session=True,  # noqa: PLW1509  # one call of prctl
-            )  # fmt: skip
-
-    @property
-    def ended(self) -> bool:
-        """Whether its process has ended by itself."""
-        return self.process is not None and self.process.poll() is not None
-
-    def kill(self) -> None:
-        """End it as `kill -9` does."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-
 def run(plan: Plan, show: Show, say: Say) -> Report:
     """Start the cluster, play the tour or stay, stop everything.
 
@@ -182,7 +144,7 @@ class Demo:
         self.report = Report()
         self.etcd: EmbeddedEtcd | None = None
         self.directory = Path()
-        self.nodes: list[DemoNode] = []
+        self.nodes: list[NodeProcess] = []
         self.arguments: list[str] = []
         self.session: aiohttp.ClientSession
         self.written: dict[bytes, bytes] = {}
@@ -233,7 +195,7 @@ class Demo:
         began_s = time.monotonic()
         plan = self.plan
         self.nodes = [
-            DemoNode(f"n{number}", *addresses(plan, number), log=self.directory / f"n{number}.log")
+            NodeProcess(f"n{number}", *addresses(plan, number), log=self.directory / f"n{number}.log")
             for number in range(1, plan.nodes + 1)
         ]
         if plan.with_etcd:
@@ -251,7 +213,7 @@ class Demo:
         stack.push_async_callback(self._stop)
         self.say(f"Starting {plan.nodes} nodes ...")
         for node in self.nodes:
-            node.start(self.arguments)
+            node.start(*self.arguments)
         self.session = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_MAX_S))
         )
@@ -338,11 +300,11 @@ class Demo:
         """Half of the keys are readable, half any bytes at all."""
         return f"key {number}".encode() if number % 2 else self.random.randbytes(self.random.randint(8, 64))
 
-    async def _read_back(self, when: str, nodes: Sequence[DemoNode]) -> None:
+    async def _read_back(self, when: str, nodes: Sequence[NodeProcess]) -> None:
         """Read every key through every one of these nodes; count what is lost and what failed."""
         lost: set[bytes] = set()
 
-        async def read(pair: tuple[DemoNode, bytes]) -> bool:
+        async def read(pair: tuple[NodeProcess, bytes]) -> bool:
             node, key = pair
             status, value = await self._request(node, "GET", key)
             if status == 404 or (status == 200 and value != self.written[key]):
@@ -365,7 +327,7 @@ class Demo:
         if lost:
             self.report.failures.append(f"{len(lost)} of {KEYS} keys were lost {when.replace('_', ' ')}")
 
-    async def _kill_under_load(self, victim: DemoNode, survivors: Sequence[DemoNode]) -> None:
+    async def _kill_under_load(self, victim: NodeProcess, survivors: Sequence[NodeProcess]) -> None:
         """Kill a node while the others serve, until it is out of their rings."""
         measures = self.report.measures
         owners = sorted(node.id for node in survivors)
@@ -379,7 +341,7 @@ class Demo:
             measures["out_of_every_ring_s"] = round(time.monotonic() - began_s, 2)
 
     @contextlib.asynccontextmanager
-    async def _load(self, nodes: Sequence[DemoNode]) -> AsyncIterator[None]:
+    async def _load(self, nodes: Sequence[NodeProcess]) -> AsyncIterator[None]:
         """Read and write a little all the while; report how many requests failed, and the slowest."""
         done = failed = 0
         slowest_s = 0.0
@@ -414,11 +376,11 @@ class Demo:
             if failed:
                 self.report.failures.append(f"{failed} of {done} requests failed while a node was killed")
 
-    async def _restart(self, victim: DemoNode) -> None:
+    async def _restart(self, victim: NodeProcess) -> None:
         """Start the killed node again, until it is ready and in every ring."""
         self.say(f"Starting {victim.id} again ...")
         began_s = time.monotonic()
-        victim.start(self.arguments)
+        victim.start(*self.arguments)
         self.report.measures["back_in_every_ring_s"] = None
         await self._wait(self._level([victim], self.nodes), START_MAX_S, f"{victim.id} was not back in every ring")
         self.report.measures["back_in_every_ring_s"] = round(time.monotonic() - began_s, 2)
@@ -437,11 +399,11 @@ class Demo:
                 raise ZephyrError(f"{otherwise} within {longest_s:.0f} s")
             await asyncio.sleep(POLL_S)
 
-    def _last_line(self, node: DemoNode) -> str:
+    def _last_line(self, node: NodeProcess) -> str:
         lines = node.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "nothing"
 
-    def _level(self, starting: Sequence[DemoNode], everyone: Sequence[DemoNode]) -> Callable[[], Awaitable[bool]]:
+    def _level(self, starting: Sequence[NodeProcess], everyone: Sequence[NodeProcess]) -> Callable[[], Awaitable[bool]]:
         """Return the condition that those starting are ready and everyone has everyone in the ring."""
         owners = sorted(node.id for node in everyone)
 
@@ -453,7 +415,7 @@ class Demo:
 
         return level
 
-    def _rings_are(self, nodes: Sequence[DemoNode], owners: list[str]) -> Callable[[], Awaitable[bool]]:
+    def _rings_are(self, nodes: Sequence[NodeProcess], owners: list[str]) -> Callable[[], Awaitable[bool]]:
         """Return the condition that all these nodes see exactly these owners."""
 
         async def agree() -> bool:
@@ -461,20 +423,22 @@ class Demo:
 
         return agree
 
-    async def _owners(self, node: DemoNode) -> list[str] | None:
+    async def _owners(self, node: NodeProcess) -> list[str] | None:
         status, body = await self._get(node, "/debug/views")
         return sorted(json.loads(body)["ring"]["owners"]) if status == 200 else None
 
-    async def _write(self, node: DemoNode, key: bytes, value: bytes) -> bool:
+    async def _write(self, node: NodeProcess, key: bytes, value: bytes) -> bool:
         return (await self._request(node, "PUT", key, value))[0] in (201, 204)
 
-    async def _request(self, node: DemoNode, method: str, key: bytes, value: bytes | None = None) -> tuple[int, bytes]:
+    async def _request(
+        self, node: NodeProcess, method: str, key: bytes, value: bytes | None = None
+    ) -> tuple[int, bytes]:
         return await self._send(node, method, f"/kv/{quote(key, safe='')}", value)
 
-    async def _get(self, node: DemoNode, path: str) -> tuple[int, bytes]:
+    async def _get(self, node: NodeProcess, path: str) -> tuple[int, bytes]:
         return await self._send(node, "GET", path, None)
 
-    async def _send(self, node: DemoNode, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+    async def _send(self, node: NodeProcess, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         """Return status and body; status 0 when there is no answer."""
         # As it is: a client that tidied the path would change the key.
         url = URL(f"http://{node.http}{path}", encoded=True)

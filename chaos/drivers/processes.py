@@ -10,7 +10,6 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,8 +25,9 @@ from chaos.drivers import REQUEST_MAX_S, Driver, DriverError, Fault
 from chaos.drivers.http import ask, is_ready, page_of
 from chaos.drivers.namespaces import NODES_MAX, Network, ReachableEtcd, can_make_networks
 from chaos.watch import NotReachedError
-from zephyr.etcd.embedded import EmbeddedEtcd, die_with_parent, free_port
+from zephyr.etcd.embedded import EmbeddedEtcd, free_port
 from zephyr.model import NodeId
+from zephyr.process import NodeProcess
 
 START_MAX_S = 60.0
 """Longest wait for processes to be ready: importing takes a second, and 20 where disk and cores are shared."""
@@ -51,52 +51,6 @@ async def until(condition: Callable[[], Awaitable[Any]], timeout_s: float, what:
             raise NotReachedError(f"not within {timeout_s:g} s: {what}")
         await asyncio.sleep(POLL_S)
     return time.monotonic() - began_s
-
-
-@dataclass
-class NodeProcess:
-    """One node: `zephyr node` with its ports and its log."""
-
-    id: NodeId
-    http: str
-    peer: str
-    gossip: str
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    program: tuple[str, ...] = (sys.executable, "-m", "zephyr")
-
-    def start(self, *arguments: str) -> None:
-        """Start it, again with the same addresses when it ran before."""
-        command = [*self.program, "node", "--id", self.id, "--http", self.http, "--peer", self.peer]
-        command += ["--gossip", self.gossip, *arguments]
-        # Its settings are those given here, whatever this shell has set for another cluster.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ZEPHYR_")}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603  # ourselves
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                # In a session of its own Ctrl-C reaches us alone, and we decide what becomes of it.
-                preexec_fn=die_with_parent, start_new_session=True,  # noqa: PLW1509  # one call of prctl
-            )  # fmt: skip
-
-    def kill(self) -> None:
-        """End it as `docker kill` would."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-        self.process = None
-
-    def terminate(self, timeout_s: float = 15) -> int:
-        """Ask it to leave; return its exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout_s)
-        self.process = None
-        return code
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        assert self.process is not None
-        self.process.send_signal(number)
 
 
 def on_loopback(number: int, logs: Path) -> NodeProcess:
