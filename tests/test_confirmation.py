@@ -142,3 +142,36 @@ def test_without_etcd_a_view_is_always_confirmed():
     assert not confirmation.stood_still(at(100))
     assert confirmation.update(IDS, DIGEST, at(100), is_owner=False) == []
     assert confirmation.until_s == inf
+
+
+def registered_anew(one: One, second: float, epoch: int) -> bool:
+    one.etcd.member = replace(one.etcd.member, epoch=epoch)
+    one.etcd.registrations["n1"] = Registration(one.etcd.member, 3, 77)
+    return one.confirmation.has_missed_writes(at(second), is_owner=True)
+
+
+def owner_registered_at_second_2() -> One:
+    one = One()
+    one.etcd._reason_since_s = None  # It is reached.
+    one.until(2)
+    assert not registered_anew(one, 2, 7), "its first registration: it begins with nothing"
+    return one
+
+
+def test_who_registers_anew_after_it_was_long_unsure_of_its_view_may_have_missed_writes():
+    one = owner_registered_at_second_2()
+    one.until(20)
+    assert not registered_anew(one, 20, 7)
+    one.until(20 + SETTINGS.expiry_grace)
+    assert registered_anew(one, 20 + SETTINGS.expiry_grace, 8)
+    assert not registered_anew(one, 20 + SETTINGS.expiry_grace, 8), "it is said once"
+
+
+@pytest.mark.parametrize("unsure_s", [0.0, SETTINGS.expiry_grace - 0.1])
+def test_who_registers_anew_while_its_view_was_vouched_for_has_missed_nothing(unsure_s):
+    one = owner_registered_at_second_2()
+    one.until(20)
+    one.confirmation.has_missed_writes(at(20), is_owner=True)
+    one.etcd.lease_deadline_s = 40.0
+    one.until(20 + unsure_s)
+    assert not registered_anew(one, 20 + unsure_s, 8)

@@ -49,6 +49,8 @@ class Confirmation:
         """Gossip removes nobody sooner whose lease was just renewed."""
         self._needs_majority = False
         """It was not confirmed for so long that others may have removed this life."""
+        self._registered_epoch, self._unsure_since_s = 0, inf
+        """Of this node's registration, as it was seen last; and since when nobody vouched for its view."""
         self._shown_until_s = -inf
         """Until when a majority vouches for the view: found anew when what it follows from changed."""
         self._shown_of: tuple[int, bytes, float] = (-1, b"", -inf)
@@ -103,6 +105,29 @@ class Confirmation:
         if now.monotonic_s < self.until_s:
             self._confirmed_s = now.monotonic_s
         return effects
+
+    def has_missed_writes(self, now: Instant, *, is_owner: bool) -> bool:
+        """Return whether the others may have written without this owner; once for each registration of its own.
+
+        Who registered anew, and was not sure of its view for long, may have been out of the ring without seeing it: the
+        others drop nobody sooner than `expiry_grace` after its lease. Where everybody's registration was lost, a
+        majority vouched for each view all the while.
+        """
+        is_sure = now.monotonic_s < self.until_s or not is_owner
+        if not is_sure:
+            self._unsure_since_s = min(self._unsure_since_s, now.monotonic_s)
+        was_long = now.monotonic_s - self._unsure_since_s >= self._settings.expiry_grace
+        if is_sure and not was_long:
+            self._unsure_since_s = inf
+        etcd = self._etcd
+        if etcd is None or not (etcd.registered and etcd.reachable):
+            return False
+        is_new, is_first = etcd.member.epoch > self._registered_epoch, self._registered_epoch == 0
+        if is_new:
+            self._registered_epoch = etcd.member.epoch
+        if is_new or is_sure:
+            self._unsure_since_s = inf
+        return is_new and was_long and not is_first
 
     def _by_lease(self, etcd: EtcdMembership) -> float:
         is_asked_since = min(etcd.lease_sent_s, etcd.verified_sent_s) >= self._floor_s

@@ -147,8 +147,6 @@ class Node:
         self._reclaiming: deque[int] = deque()
         self._must_drop_all = False
         """The others may have written without this node, so nothing that it keeps may be served."""
-        self._registered_epoch, self._unsure_since_s = 0, inf
-        """Of this node's registration, as it was seen last; and since when nobody vouched for its view."""
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
         self._leave_asked = False
         self._stop_at_s = inf
@@ -364,32 +362,9 @@ class Node:
         effects = self.confirmation.update(
             self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner, is_etcds_word=is_etcds_word
         )
-        self._doubt_levels(self.etcd, now)
+        if self.confirmation.has_missed_writes(now, is_owner=self._is_owner):
+            self.levels.begin_anew()
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
-
-    def _doubt_levels(self, etcd: EtcdMembership, now: Instant) -> None:
-        """Who registered anew, and was not sure of its view for long, may have been out of the ring without seeing it.
-
-        The others then wrote without it: they drop nobody sooner than `expiry_grace` after its lease. Where everybody's
-        registration was lost, a majority vouched for each view all the while.
-        """
-        is_sure = now.monotonic_s < self.confirmation.until_s or not self._is_owner
-        if not is_sure:
-            self._unsure_since_s = min(self._unsure_since_s, now.monotonic_s)
-        elif not self._was_unsure_for_long(now):
-            self._unsure_since_s = inf
-        epoch = etcd.member.epoch
-        if not (etcd.registered and etcd.reachable):
-            return
-        if epoch > self._registered_epoch:
-            if self._was_unsure_for_long(now) and self._registered_epoch:
-                self.levels.begin_anew()
-            self._registered_epoch, self._unsure_since_s = epoch, inf
-        elif is_sure:
-            self._unsure_since_s = inf
-
-    def _was_unsure_for_long(self, now: Instant) -> bool:
-        return now.monotonic_s - self._unsure_since_s >= self.settings.expiry_grace
 
     def _level(self, now: Instant) -> list[Effect]:
         """Fetch what this node should have as an owner, from the others that own it too."""

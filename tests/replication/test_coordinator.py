@@ -728,3 +728,24 @@ def test_a_write_that_nobody_is_sure_of_begins_again_a_moment_later():
     coordinator.replied(again[0].call_id, Status.OK, acknowledged(newest=version), at(1.4))
     reply = acknowledged(newest=version)
     assert completed(coordinator.replied(again[1].call_id, Status.OK, reply, at(1.4))).failure is None
+
+
+def test_a_read_that_too_few_level_owners_answer_asks_them_again_a_moment_later():
+    coordinator = build("n1", "n2", "n3", "n4")
+    key = key_owned_by(coordinator, lambda owners: "n1" not in owners)
+    effects = coordinator.begin_read(ReadRequest(key), at(1)).effects
+    while calls := sends(effects):
+        effects = []
+        for call in calls:
+            reply = (
+                found(None, is_level=False) if call.operation is Operation.READ else version_found(None, is_level=False)
+            )
+            effects += coordinator.replied(call.call_id, Status.OK, reply, at(1.1))
+    assert effects == [], "it has not failed"
+    again = sends(coordinator.poll(at(1.1 + NOT_OWNER_PAUSE_S)))
+    assert again
+    record = record_at(0.5)
+    for call in again:
+        reply = found(record) if call.operation is Operation.READ else version_found(record)
+        effects += coordinator.replied(call.call_id, Status.OK, reply, at(1.5))
+    assert record_value(completed(effects).record) == b"v"

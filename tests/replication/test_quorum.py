@@ -178,7 +178,6 @@ def test_a_sloppy_write_counts_a_record_that_another_node_keeps_and_asks_the_nex
     write.on_kept("n5")
     outcome = write.outcome()
     assert (outcome.failure, outcome.answered, outcome.hinted) == (None, 2, ("n2",))
-    assert write.kept == ("n2",)
     assert write.on_failure("n3", "silent", uncertain=False) == "", "nobody is left"
 
 

@@ -8,7 +8,9 @@ from zephyr.model import Condition, Failure, Outcome, UpdateRequest
 from zephyr.replication.update import (
     COUNTER_MAX,
     COUNTER_MIN,
+    UPDATES_IN_LINE_MAX,
     Change,
+    Lines,
     decide,
     decode_outcome,
     decode_update,
@@ -154,3 +156,35 @@ def test_an_outcome_travels_unchanged():
     for failure in (None, *Failure):
         outcome = Outcome(failure, "why", standing(), VERSION, existed=True, answered=2, asked=3, hinted=("n3",))
         assert decode_outcome(encode_outcome(outcome)) == outcome
+
+
+def test_updates_of_one_key_are_made_in_the_order_of_asking():
+    lines = Lines()
+    for request_id in (1, 2, 3):
+        assert lines.join(b"key", request_id)
+    assert lines.join(b"other", 4)
+    assert lines.is_first(b"key", 1)
+    assert not lines.is_first(b"key", 2)
+    assert lines.is_first(b"other", 4)
+    lines.leave(b"key", 2)
+    assert lines.next_freed() is None, "the first is still at work"
+    lines.leave(b"key", 1)
+    assert lines.is_any_freed
+    assert lines.next_freed() == 3
+    assert lines.next_freed() is None
+    for request_id, key in ((3, b"key"), (3, b"key"), (4, b"other")):
+        lines.leave(key, request_id)
+    assert lines.next_freed() is None
+    assert not lines.has(b"key", 3)
+    lines.check_invariants()
+
+
+def test_an_update_that_comes_again_keeps_its_place_and_a_full_line_takes_nobody():
+    lines = Lines()
+    for request_id in range(UPDATES_IN_LINE_MAX):
+        assert lines.join(b"key", request_id)
+    assert lines.join(b"key", 5)
+    assert not lines.join(b"key", UPDATES_IN_LINE_MAX)
+    assert not lines.has(b"key", UPDATES_IN_LINE_MAX)
+    lines.leave(b"key", UPDATES_IN_LINE_MAX)
+    assert not lines.is_any_freed

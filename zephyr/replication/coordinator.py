@@ -55,8 +55,10 @@ from zephyr.replication.quorum import QuorumRead, QuorumWrite
 from zephyr.replication.replica import Answer, Replica
 from zephyr.replication.skew import Skew
 from zephyr.replication.update import (
+    UPDATES_IN_LINE_MAX,
     Change,
     Forwarded,
+    Lines,
     decide,
     decode_outcome,
     decode_update,
@@ -88,8 +90,6 @@ DOUBTED_MAX = 4
 """How often a request is started again because owners were not sure: for `CONFIRMATION_WAIT_S` in all."""
 NOT_OWNER_PAUSE_S = 0.25
 """Longest wait for the ring to change here after a peer's *not owner*: a watch event is ms away."""
-UPDATES_IN_LINE_MAX = 1000
-"""Updates of one key that wait for each other."""
 UPDATE_ROUNDS_MAX = 5
 """How often an update reads anew because another write came in between."""
 PHI_DOUBTED = 1.0
@@ -119,7 +119,6 @@ class _Running:
         "doubted_count",
         "has_own_turn",
         "is_answered",
-        "is_forwarded_here",
         "machine",
         "parked",
         "record",
@@ -158,8 +157,6 @@ class _Running:
         self.parked: Literal["", "owner", "confirmation", "line"] = ""
         """What it waits for before it is started: a ring in which it has owners, or to be sure of this one, or an
         update of the same key."""
-        self.is_forwarded_here = False
-        """An update that a peer sent."""
 
 
 class Coordinator:
@@ -206,10 +203,8 @@ class Coordinator:
         self._last_id = 0
         self._tails = 0
         self._tail_bytes = 0
-        self._lines: dict[bytes, deque[int]] = {}
-        """Keys -> updates made here, the first of which runs."""
-        self._freed: deque[bytes] = deque()
-        """Keys whose first update has ended."""
+        self._lines = Lines()
+        """The updates made here."""
         self._unreachable: dict[NodeId, bool] = {}
         self._suspects: dict[NodeId, bool] = {}
         self._others: tuple[NodeId, ...] = ()
@@ -244,9 +239,7 @@ class Coordinator:
         for running in self._requests.values():
             assert running.parked or running.call_ids, "a request in flight waits for something"
         assert self._tails == sum(running.is_answered for running in self._requests.values()) <= TAILS_MAX
-        assert not self._freed, "an update waits for nothing"
-        for line in self._lines.values():
-            assert all(request_id in self._requests for request_id in line)
+        self._lines.check_invariants()
         due_s = self.due_s
         assert due_s <= self.deadline(), "a request waits for a moment that nobody has heard of"
         self.due_s = due_s
@@ -387,7 +380,7 @@ class Coordinator:
             self._wait_for_confirmation(running, now)
             return Pending(running.request_id, [])
         effects = self._launch(running, owners, need, now)
-        if self._freed:
+        if self._lines.is_any_freed:
             effects += self._serve_lines(now)
         if len(effects) == 1:
             [effect] = effects
@@ -547,12 +540,7 @@ class Coordinator:
 
     def _send_write(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
         request, change = running.request, running.change
-        here, _ = self.store.standing(running.slot, request.key, now.unix_ms)
-        if here is not None:
-            self.clock.observe(record_version(here), now.unix_ms)
-        if len(machine.owners) > 1:
-            self.clock.settle(now.unix_ms)
-        version = self.clock.stamp(now.unix_ms)
+        version = self._stamp(running, machine.owners, now)
         while True:
             if change is not None:
                 record = pack_record(
@@ -587,6 +575,16 @@ class Coordinator:
             else:
                 effects.append(self._call(running, node_id, Operation.WRITE, arguments, now))
         return effects
+
+    def _stamp(self, running: _Running, owners: tuple[NodeId, ...], now: Instant) -> Version:
+        """Return a version above what stands here."""
+        if self._id in owners:
+            here, _ = self.store.standing(running.slot, running.request.key, now.unix_ms)
+            if here is not None:
+                self.clock.observe(record_version(here), now.unix_ms)
+        if len(owners) > 1:
+            self.clock.settle(now.unix_ms)
+        return self.clock.stamp(now.unix_ms)
 
     def _write_or_wait(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
         """Write here; or, unless this node's clock is known to be right, wait until somebody else has taken the stamp.
@@ -636,17 +634,14 @@ class Coordinator:
     ) -> list[Effect]:
         first = self._first_of(owners)
         if first != self._id:
-            self._leave_line(running)
+            self._lines.leave(request.key, running.request_id)
             running.machine = Forwarded()
             left_ms = max(1, int((running.deadline_s - now.monotonic_s) * 1000))
             return [self._call(running, first, Operation.UPDATE, encode_update(request, left_ms), now)]
-        line = self._lines.setdefault(request.key, deque())
-        if running.request_id not in line:
-            if len(line) >= UPDATES_IN_LINE_MAX:
-                detail = f"{UPDATES_IN_LINE_MAX} updates of this key wait for each other"
-                return self._end(running, Outcome(Failure.OVERLOADED, detail, answered=0, asked=0))
-            line.append(running.request_id)
-        if line[0] != running.request_id:
+        if not self._lines.join(request.key, running.request_id):
+            detail = f"{UPDATES_IN_LINE_MAX} updates of this key wait for each other"
+            return self._end(running, Outcome(Failure.OVERLOADED, detail, answered=0, asked=0))
+        if not self._lines.is_first(request.key, running.request_id):
             running.parked = "line"
             return []
         return self._read_for_update(running, owners, now)
@@ -699,33 +694,19 @@ class Coordinator:
             return self._end(running, decided)
         assert type(decided) is Change
         need = self._need(request.quorum or self.settings.write_quorum, owners)
-        if need > len(owners) or running.request_id not in self._lines.get(request.key, ()):
+        if need > len(owners) or not self._lines.has(request.key, running.request_id):
             return self._end(running, Outcome(Failure.UNAVAILABLE, "the owners changed", answered=0, asked=0))
         running.change = decided
         machine = running.machine = QuorumWrite(owners, need, is_conditional=True)
         machine.existed = standing is not None
         return self._send_write(running, machine, now) + self._advance(running, now)
 
-    def _leave_line(self, running: _Running) -> None:
-        """The key's next update may begin."""
-        key = running.request.key
-        line = self._lines.get(key)
-        if line is None or running.request_id not in line:
-            return
-        is_first = line[0] == running.request_id
-        line.remove(running.request_id)
-        if not line:
-            del self._lines[key]
-        elif is_first:
-            self._freed.append(key)
-
     def _serve_lines(self, now: Instant) -> list[Effect]:
         """Begin the updates that waited for one that has ended."""
         effects: list[Effect] = []
-        while self._freed:
-            line = self._lines.get(self._freed.popleft())
-            running = self._requests.get(line[0]) if line else None
-            if running is not None and running.parked == "line":
+        while (request_id := self._lines.next_freed()) is not None:
+            running = self._requests[request_id]
+            if running.parked == "line":
                 effects += self._start(running, now)
         return effects
 
@@ -783,7 +764,7 @@ class Coordinator:
                 failure = Failure.UNKNOWN if is_open else _FAILURES.get(status, Failure.UNAVAILABLE)
                 machine.end = Outcome(failure, f"{node_id} answered {_status_name(status)}", answered=0)
             effects = self._advance(running, now)
-        return effects + self._serve_lines(now) if self._freed else effects
+        return effects + self._serve_lines(now) if self._lines.is_any_freed else effects
 
     def _take_frame(self, frame: Frame, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:
         """A peer answered several calls at once."""
@@ -898,7 +879,7 @@ class Coordinator:
                 self._finish(running)
             return []
         effects += self._advance(running, now)
-        return effects + self._serve_lines(now) if self._freed else effects
+        return effects + self._serve_lines(now) if self._lines.is_any_freed else effects
 
     # --- going on, and ending -----------------------------------------------------------------------
 
@@ -946,7 +927,7 @@ class Coordinator:
                 self._hint(running, machine.give_up())
                 self._release_calls(running)
         is_tail = running.call_ids and outcome.failure is None and self._is_room_for_tail(running)
-        self._leave_line(running)
+        self._lines.leave(running.request.key, running.request_id)
         if is_tail:
             running.is_answered = True
             self._tails += 1
@@ -964,7 +945,7 @@ class Coordinator:
             self._tails -= 1
             self._tail_bytes -= len(running.record)
         else:
-            self._leave_line(running)
+            self._lines.leave(running.request.key, running.request_id)
         self._release_calls(running)
         del self._requests[running.request_id]
 

@@ -249,7 +249,7 @@ class QuorumWrite:
 
     __slots__ = (
         "_failure", "_keepers", "_keeping", "_missed", "_open", "_overtaken_by", "_reason", "_refusal", "_restamps",
-        "_told", "_uncertain", "answered", "existed", "is_conditional", "kept", "need", "owners",
+        "_told", "_uncertain", "answered", "existed", "is_conditional", "need", "owners",
         "version", "written",
     )  # fmt: skip
 
@@ -275,8 +275,6 @@ class QuorumWrite:
         self.written: tuple[NodeId, ...] = earlier.written + earlier.owners if earlier is not None else ()
         """Owners to which an earlier round went."""
         self.answered = 0
-        self.kept: tuple[NodeId, ...] = ()
-        """Owners for which another live node keeps the record."""
         self._open: dict[NodeId, None] = {}
         """Owners that have not answered."""
         self._missed: list[NodeId] = []
@@ -311,7 +309,7 @@ class QuorumWrite:
         if self.version:
             self.written += self.owners
         self.version = version
-        self.answered, self.kept = 0, ()
+        self.answered = 0
         self._open = dict.fromkeys(self.owners)
         self._missed, self._told, self._keeping = [], 0, {}
         self._overtaken_by = b""
@@ -364,7 +362,7 @@ class QuorumWrite:
 
     def on_kept(self, keeper: NodeId) -> None:
         """A live node keeps the record for a missed owner."""
-        self.kept += (self._keeping.pop(keeper),)
+        del self._keeping[keeper]
         self.answered += 1
 
     def on_keep_failed(self, keeper: NodeId, reason: str) -> NodeId:

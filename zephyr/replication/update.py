@@ -12,6 +12,7 @@ and writes by quorum, one change of a key after the other.
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import Any, NamedTuple, cast
 
 from zephyr.config import KEY_BYTES_MAX
@@ -29,6 +30,8 @@ from zephyr.store.record import (
 COUNTER_MIN = -(1 << 63)
 COUNTER_MAX = (1 << 63) - 1
 """Counters are integers of 64 bits, as those of Redis are."""
+UPDATES_IN_LINE_MAX = 1000
+"""Updates of one key that wait for each other."""
 CONDITIONS_MAX = 8
 VERSIONS_MAX = 256
 """Versions named by one condition: a header block holds fewer."""
@@ -46,6 +49,63 @@ class Change(NamedTuple):
     content_type: bytes
     expires_unix_ms: int
     """0: never."""
+
+
+class Lines:
+    """Which update of a key is made now, and which wait for it: in the order of asking."""
+
+    def __init__(self) -> None:
+        self._lines: dict[bytes, deque[int]] = {}
+        self._freed: deque[bytes] = deque()
+        """Keys whose first update has ended."""
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between any two calls; for tests and the simulator."""
+        assert not self._freed, "an update waits for nothing"
+        assert all(self._lines.values())
+
+    def has(self, key: bytes, request_id: int) -> bool:
+        """Whether an update stands in its key's line."""
+        return request_id in self._lines.get(key, ())
+
+    def join(self, key: bytes, request_id: int) -> bool:
+        """Put an update into its key's line, if it is not there yet. False: the line is full."""
+        if self.has(key, request_id):
+            return True
+        line = self._lines.setdefault(key, deque())
+        if len(line) >= UPDATES_IN_LINE_MAX:
+            return False
+        line.append(request_id)
+        return True
+
+    def is_first(self, key: bytes, request_id: int) -> bool:
+        """Whether an update that has joined is the one to be made."""
+        return self._lines[key][0] == request_id
+
+    def leave(self, key: bytes, request_id: int) -> None:
+        """Take an update out; where it was the first, the next may begin."""
+        if not self.has(key, request_id):
+            return
+        line = self._lines[key]
+        was_first = line[0] == request_id
+        line.remove(request_id)
+        if not line:
+            del self._lines[key]
+        elif was_first:
+            self._freed.append(key)
+
+    @property
+    def is_any_freed(self) -> bool:
+        """Whether `next_freed` has something to name."""
+        return bool(self._freed)
+
+    def next_freed(self) -> int | None:
+        """Return an update that is the first of its line since another left; None: there is none."""
+        while self._freed:
+            line = self._lines.get(self._freed.popleft())
+            if line:
+                return line[0]
+        return None
 
 
 class Forwarded:
