@@ -51,7 +51,6 @@ IDLE_S = 30.0
 
 PLAN_FAULTS_S = 60.0
 """Faults are injected for so long."""
-PLAN_NODES = 10
 PLAN_LOSS_MAX = 0.01
 """Up to here no live member may be called dead."""
 PLAN_PAUSE_HARMLESS_S = 3.0

@@ -106,7 +106,7 @@ MUTANTS = {
         started(scenarios.test_a_wiped_etcd_that_comes_and_goes_at_one_node_shrinks_no_ring),
     ),
     "whoever registers anew believes itself level": Mutant(
-        Node, "_doubt_levels", lambda *_: None,
+        Confirmation, "has_missed_writes", lambda *_, **__: False,
         alone(scenarios.test_who_was_out_of_the_ring_of_the_others_without_seeing_it_is_not_level_when_it_is_back),
     ),
     "who was removed and lives is an owner again": Mutant(
