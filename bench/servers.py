@@ -28,7 +28,7 @@ from aiohttp import web
 from bench.keys import VALUE_BYTES, key_of, value_of
 from zephyr.config import Settings
 from zephyr.ring.ring import key_slot
-from zephyr.runtime import Runtime, configure_logging, now
+from zephyr.runtime import Runtime, configure_logging, now, tune_collector
 from zephyr.store.record import HybridLogicalClock, pack_record
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
@@ -84,6 +84,7 @@ def _is_ready(runtime: Runtime, members: int) -> bool:
 
 
 async def _serve_node(settings: Settings, members: int, fill: int, state: Path) -> int:
+    tune_collector()
     runtime = Runtime(settings)
     running = asyncio.create_task(runtime.run())
     Lags(state).start()

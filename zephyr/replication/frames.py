@@ -65,7 +65,7 @@ class Frames:
             if type(effect) is not SendPeer or effect.operation not in GROUPED:
                 others.append(effect)
                 continue
-            size_bytes = sum(len(item) for item in effect.arguments)
+            size_bytes = sum(map(len, effect.arguments))
             frame = open_frames.get(effect.node_id)
             if frame is None or not frame.has_room(size_bytes):
                 frame = open_frames[effect.node_id] = Frame(effect.node_id)
