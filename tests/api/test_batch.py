@@ -243,7 +243,7 @@ def test_operations_on_one_key_are_done_in_their_order_and_others_at_once():
 def test_no_more_than_the_bound_is_begun_together():
     store = Store()
     store.carry_out(read([put(str(number)) for number in range(1000)]))
-    assert [len(wave) for wave in store.waves] == [64] * 15 + [40]
+    assert [len(wave) for wave in store.waves] == [128] * 7 + [104]
 
 
 operations_of_any_kind = st.one_of(

@@ -32,8 +32,8 @@ BODY_BYTES_MAX = 8 << 20
 VALUES_BYTES_MAX = 16 << 20
 """Of values in one answer, before they are written as base64: what does not fit is to be read by itself."""
 AT_ONCE_MAX = 128
-"""Operations that are begun together, in one frame to each peer: about two milliseconds of the loop's time, and with the
-largest values of the default size 128 MiB on their way."""
+"""Operations that are begun together, in one frame to each peer: about two milliseconds of the loop's time, and with
+the largest values of the default size 128 MiB on their way."""
 DURATION_MAX_S = contract.TIMEOUT_S_MAX
 """For a whole batch without `timeout`, in which each operation has the cluster's deadline."""
 PARAMETERS = ("r", "w", "sloppy", "timeout")
