@@ -79,7 +79,7 @@ convergence: $(INSTALLED) images
 		tests/end_to_end/test_convergence.py tests/containers/test_container_convergence.py
 
 containers: $(INSTALLED) images
-	$(BIN)/python -m pytest -m "containers and not chaos" $(ARGS) tests/containers
+	$(BIN)/python -m pytest -m containers $(ARGS) tests/containers
 
 images:
 	deploy/images.sh

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Collection, Sequence
+import contextlib
+import signal
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -25,6 +27,8 @@ REQUEST_MAX_S = 5.0
 """Longest wait for an answer to a client's request: more than a node's own deadline of 2 s."""
 LOOK_MAX_S = 1.0
 """Longest wait for a node's page: one that stands still gives none."""
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a run, which then undoes what it did."""
 
 
 class Fault(StrEnum):
@@ -52,6 +56,20 @@ class ClusterUnavailableError(DriverError):
 
 class FaultUnavailableError(ZephyrError):
     """A driver does not have a fault. Nothing was done."""
+
+
+@contextlib.contextmanager
+def commands_spared() -> Iterator[None]:
+    """Start commands within it that no Ctrl-C for us ends.
+
+    A terminal sends it to the whole process group, and a command is in it until it has a session of its own: who is
+    impatient and presses twice would kill the very command that undoes something. So it inherits signals that are held.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
 
 
 class Driver(abc.ABC):

@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-from chaos.drivers import REQUEST_MAX_S, Driver, DriverError, Fault
+from chaos.drivers import REQUEST_MAX_S, Driver, DriverError, Fault, commands_spared
 from chaos.drivers.http import ask, is_ready, page_of
 from zephyr.model import NodeId
 
@@ -35,9 +35,6 @@ OWN_PREFIX = "zephyrchaos"
 PORTS = "18200-18299"
 """Host ports of a cluster of our own: not those of one that somebody has running, and below the ephemeral ones."""
 COUNT_DEFAULT = 5
-CONNECT_ATTEMPTS_MAX = 3
-CONNECT_PAUSE_S = 1.0
-"""Between two attempts to connect a container to its network again."""
 COMMAND_MAX_S = 120.0
 """Longest Docker or Compose command: seven nodes start and stop within 15 s on two quiet cores."""
 READY_MAX_S = 60.0
@@ -56,14 +53,13 @@ def find_compose() -> list[str]:
     if "COMPOSE" in os.environ:
         return shlex.split(os.environ["COMPOSE"])
     plugin = ["docker", "compose"]
-    has_plugin = (
-        shutil.which("docker")
-        and not subprocess.run(  # noqa: S603  # Docker, as PATH has it
-            [*plugin, "version"], check=False, capture_output=True, start_new_session=True
-        ).returncode
-    )
-    if has_plugin:
-        return plugin
+    if shutil.which("docker"):
+        with commands_spared():
+            found = subprocess.run(  # noqa: S603  # Docker, as PATH has it
+                [*plugin, "version"], check=False, capture_output=True, start_new_session=True
+            )
+        if found.returncode == 0:
+            return plugin
     if shutil.which("docker-compose"):
         return ["docker-compose"]
     raise DriverError("neither `docker compose` nor `docker-compose` is installed")
@@ -75,11 +71,12 @@ async def run(*command: str, environment: dict[str, str] | None = None) -> str:
     Whoever is cancelled waits for that end: what Docker has begun cannot be called back, and is to be undone.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            # In a session of its own: Ctrl-C is for us.
-            env={**os.environ, **(environment or {})}, start_new_session=True,
-        )  # fmt: skip
+        with commands_spared():
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+                # In a session of its own: Ctrl-C is for us.
+                stderr=asyncio.subprocess.PIPE, env={**os.environ, **(environment or {})}, start_new_session=True,
+            )  # fmt: skip
     except OSError as error:
         raise DriverError(f"{command[0]}: {error.strerror}") from None
     ending = asyncio.ensure_future(asyncio.wait_for(process.communicate(), COMMAND_MAX_S))
@@ -298,16 +295,8 @@ class ContainerDriver(Driver):
         )
 
     async def _connect(self, node_id: NodeId, network: str) -> None:
-        # By the service's name the others' seeds find it, as Compose had it. Docker refuses while it still takes the
-        # earlier end away.
-        for attempt in range(1, CONNECT_ATTEMPTS_MAX + 1):
-            try:
-                await self._end("disconnect", node_id, "network", "connect", "--alias", "node", network, node_id)
-                break
-            except DriverError:
-                if attempt == CONNECT_ATTEMPTS_MAX:
-                    raise
-                await asyncio.sleep(CONNECT_PAUSE_S)
+        # By the service's name the others' seeds find it, as Compose had it.
+        await self._end("disconnect", node_id, "network", "connect", "--alias", "node", network, node_id)
         await self._look_up()
 
     async def heal(self) -> None:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Collection
 
-from chaos.drivers import DriverError
+from chaos.drivers import DriverError, commands_spared
 from zephyr.etcd.embedded import EmbeddedEtcd
 
 SUBNETS = 256
@@ -132,7 +132,8 @@ def run(*command: str) -> None:
 
 def _tried(*command: str) -> subprocess.CompletedProcess[str]:
     # In a session of its own: Ctrl-C is for us, who then undo what was done, by such commands.
-    return subprocess.run(command, check=False, capture_output=True, text=True, start_new_session=True)  # noqa: S603  # ours
+    with commands_spared():
+        return subprocess.run(command, check=False, capture_output=True, text=True, start_new_session=True)  # noqa: S603  # ours
 
 
 class ReachableEtcd(EmbeddedEtcd):

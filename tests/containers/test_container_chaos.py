@@ -91,7 +91,6 @@ async def test_a_cluster_that_runs_is_broken_measured_and_left_as_it_was(start_c
     await assert_is_as(cluster, before, said)
 
 
-@pytest.mark.chaos
 async def test_ctrl_c_in_the_middle_mends_what_was_done(start_cluster, docker):
     cluster = await start_cluster(NODES)
     before = await cluster.nodes()
