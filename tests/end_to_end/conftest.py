@@ -58,10 +58,20 @@ def is_ready_now(node: NodeProcess) -> bool:
 
 
 @pytest.fixture
-def make_network() -> Iterator[Callable[[int], Network]]:
+def skip_without_networks() -> Callable[[], None]:
+    """Return a function that skips the test where network namespaces cannot be made."""
+
+    def skip() -> None:
+        if not can_make_networks():
+            pytest.skip("NETWORK NAMESPACES NEED root, iproute2, iptables and sysctl: this row was not tried")
+
+    return skip
+
+
+@pytest.fixture
+def make_network(skip_without_networks: Callable[[], None]) -> Iterator[Callable[[int], Network]]:
     """Return a function that makes a network for so many nodes; skips the test where that is not allowed."""
-    if not can_make_networks():
-        pytest.skip("NETWORK NAMESPACES NEED root, iproute2, iptables and sysctl: this row was not tried")
+    skip_without_networks()
     with contextlib.ExitStack() as stack:
 
         def make(count: int) -> Network:

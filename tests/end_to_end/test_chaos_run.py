@@ -105,9 +105,9 @@ def test_a_killed_process_is_measured_and_nothing_is_left(start_run, tmp_path, f
         ("disconnect-one", "gossip suspect"),
     ],
 )
-def test_ctrl_c_leaves_no_process_namespace_or_rule_behind(start_run, tmp_path, scenario, stage):
-    if scenario == "disconnect-one" and not can_make_networks():
-        pytest.skip("NETWORK NAMESPACES NEED root, iproute2, iptables and sysctl: this row was not tried")
+def test_ctrl_c_leaves_no_process_namespace_or_rule_behind(start_run, tmp_path, scenario, stage, skip_without_networks):
+    if scenario == "disconnect-one":
+        skip_without_networks()
     process = start_run(scenario)
     wait_for(stage, process, tmp_path)
     assert len(left_of(process, tmp_path)) > NODES  # There is something that could be left.
@@ -148,9 +148,8 @@ def test_logs_are_kept_of_what_did_not_converge(start_run, tmp_path):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(240)
-async def test_processes_have_every_fault_of_the_network_and_heal():
-    if not can_make_networks():
-        pytest.skip("NETWORK NAMESPACES NEED root, iproute2, iptables and sysctl: this row was not tried")
+async def test_processes_have_every_fault_of_the_network_and_heal(skip_without_networks):
+    skip_without_networks()
     driver = ProcessDriver(NODES, frozenset(Fault))
     try:
         await driver.open()
