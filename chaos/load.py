@@ -2,7 +2,8 @@
 
 Open loop: requests begin at their times, at a set rate, whether or not earlier ones are answered; latency counts from
 those times. Clients go to a random node that said that it is ready, as behind a load balancer; one that refuses the
-connection has done nothing, and the next is asked. A connection that ends, or a time-out, leaves the outcome open.
+connection has done nothing, and the next is asked. A connection that ends, or a time-out, leaves the outcome open:
+nothing is sent twice.
 
 Beside the load, every node is looked at five times a second: its ring, its hints, whom it called dead. Afterwards,
 `take_stock` asks where each key is, and `read_back` reads each key through every node.
@@ -104,6 +105,24 @@ class Latency(NamedTuple):
     outcome: OutcomeWord
 
 
+class ConnectionEndedError(aiohttp.ClientError):
+    """A connection ended before its answer came: whoever was asked may have done it, or may not."""
+
+
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Send a request once.
+
+    When its connection ends, aiohttp would send a GET, PUT or DELETE anew and tell of the second time alone: of a write
+    that a killed node had sent on, that nobody took it.
+    """
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise ConnectionEndedError(str(error)) from error
+
+
 class Load:
     """One run against nodes that are there already."""
 
@@ -121,11 +140,13 @@ class Load:
         self._begun_s = time.monotonic()
         self._ready = dict.fromkeys(nodes, True)
         self._digests: dict[NodeId, str] = {}
-        self._down: dict[NodeId, float] = {}
-        """Nodes that were killed -> when."""
+        self._down: dict[NodeId, Fault] = {}
+        """Nodes that were killed and are not restarted."""
         self._seen: dict[NodeId, tuple[int, int]] = {}
         """Node -> (epoch of its life, number of its last event that was read)."""
         self._written = 0
+        self._routes = random.Random(plan.seed)
+        """Which node is asked: apart from what is asked for, since it depends on who is ready."""
 
     # --- time and faults ----------------------------------------------------------------------------------
 
@@ -136,11 +157,14 @@ class Load:
 
     def killed(self, node_id: NodeId) -> None:
         """Write down that a node was killed just now."""
-        self._down[node_id] = self.now_s
+        self._down[node_id] = Fault("kill", (node_id,), self.now_s, inf)
+        self.history.add(self._down[node_id])
 
     def restarted(self, node_id: NodeId) -> None:
         """Write down that it starts again."""
-        self.history.add(Fault("kill", (node_id,), self._down.pop(node_id), self.now_s))
+        kill = self._down.pop(node_id)
+        self.history.faults.remove(kill)
+        self.history.add(kill._replace(until_s=self.now_s))
 
     def fault(self, fault: str, nodes: Iterable[NodeId], at_s: float, detail: str = "") -> None:
         """Write down something else that was done, and is over now."""
@@ -153,19 +177,20 @@ class Load:
         rng = random.Random(self.plan.seed)
         waiting: set[asyncio.Task[None]] = set()
         due_s = self.now_s
-        while not stop.is_set():
-            due_s += rng.expovariate(self.plan.rate_per_s)
-            await asyncio.sleep(max(0.0, due_s - self.now_s))
-            if len(waiting) >= IN_FLIGHT_MAX:
-                self.left_out += 1
-                continue
-            task = asyncio.create_task(self._operate(rng, due_s))
-            waiting.add(task)
-            task.add_done_callback(waiting.discard)
-        await asyncio.gather(*waiting)
+        async with asyncio.TaskGroup() as group:  # What an operation did not expect ends the run.
+            while not stop.is_set():
+                due_s += rng.expovariate(self.plan.rate_per_s)
+                asked = self._next(rng)
+                await asyncio.sleep(max(0.0, due_s - self.now_s))
+                if len(waiting) >= IN_FLIGHT_MAX:
+                    self.left_out += 1
+                    continue
+                task = group.create_task(self._operate(asked, due_s))
+                waiting.add(task)
+                task.add_done_callback(waiting.discard)
 
-    async def _operate(self, rng: random.Random, due_s: float) -> None:
-        """Do one operation of the plan."""
+    def _next(self, rng: random.Random) -> _Asked:
+        """Return the plan's next operation."""
         plan, number = self.plan, rng.randrange(self.plan.keys)
         process, share = f"c{rng.randrange(plan.processes)}", rng.random()
         is_changeable = number % 4 == 0
@@ -176,19 +201,24 @@ class Load:
             asked = _Asked(process, "put", asked.key, f"v{self._written}", plan.fleeting_ms if is_fleeting else 0)
         elif share < plan.put_share + plan.delete_share and is_changeable:
             asked = _Asked(process, "delete", asked.key)
-        outcome = await self._ask(asked, [node_id for node_id in self.nodes if self._ready.get(node_id)], rng)
+        return asked
+
+    async def _operate(self, asked: _Asked, due_s: float) -> None:
+        """Do one operation of the plan."""
+        outcome = await self._ask(asked, [node_id for node_id in self.nodes if self._ready.get(node_id)])
         self.latencies.append(Latency(due_s, self.now_s - due_s, outcome))
 
     def _key(self, number: int) -> bytes:
         return b"load-%d" % number
 
-    async def _ask(self, asked: _Asked, left: list[NodeId], rng: random.Random) -> OutcomeWord:
+    async def _ask(self, asked: _Asked, left: list[NodeId]) -> OutcomeWord:
         """Do one operation through one of some nodes, and write it down."""
         invoked_s, value, version = self.now_s, asked.value, b""
         outcome: OutcomeWord = "fail"
-        completed_s, node_id, how = inf, next(iter(self.nodes)), "nobody is ready"
+        completed_s, node_id, ring, how = inf, next(iter(self.nodes)), "", "nobody is ready"
         while left:
-            node_id = left.pop(rng.randrange(len(left)))
+            node_id = left.pop(self._routes.randrange(len(left)))
+            ring = self._digests.get(node_id, "")
             try:
                 status, tag, body = await self._request(node_id, asked)
             except aiohttp.ClientConnectorError:
@@ -205,11 +235,10 @@ class Load:
         completed_s = self.now_s if outcome == "fail" else completed_s
         if outcome != "ok":
             self.failures[f"{asked.kind}: {how}"] += 1
-        ring, line = self._digests.get(node_id, ""), len(self.history.operations) + 2
         self.history.add(
             Operation(
                 asked.process, asked.kind, key_text(asked.key), value, version, invoked_s, completed_s, outcome,
-                node_id, ttl_ms=asked.ttl_ms, ring=ring, line=line,
+                node_id, ttl_ms=asked.ttl_ms, ring=ring,
             )
         )  # fmt: skip
         return outcome
@@ -220,7 +249,8 @@ class Load:
         url = URL(f"http://{self.nodes[node_id]}{path}", encoded=True)
         body = None if asked.value is None else self._body(asked.value)
         timeout = aiohttp.ClientTimeout(total=REQUEST_MAX_S)
-        async with self._session.request(_METHODS[asked.kind], url, data=body, timeout=timeout) as response:
+        method = _METHODS[asked.kind]
+        async with self._session.request(method, url, data=body, timeout=timeout, middlewares=(_once,)) as response:
             return response.status, response.headers.get("ETag", ""), await response.read()
 
     def _body(self, value: str) -> bytes:
@@ -267,7 +297,8 @@ class Load:
         for event in page["events"] if page is not None else ():
             if event["kind"] == "member-dead" and event["sequence"] > last:
                 at_s = (event["at_unix_ms"] - self.history.run.unix_ms_at_zero) / 1000
-                self.history.add(Death(node_id, event["member"], max(0.0, at_s)))
+                if at_s >= 0.0:  # What was before the load is no part of its run.
+                    self.history.add(Death(node_id, event["member"], at_s))
             last = max(last, event["sequence"])
         self._seen[node_id] = (info["epoch"], last)
 
@@ -322,12 +353,11 @@ class Load:
 
     async def read_back(self) -> None:
         """Read every key through every node."""
-        rng = random.Random(self.plan.seed)
         for node_id in self.nodes:
             await _each(
                 self.plan.keys,
                 lambda number, node_id=node_id: self._ask(  # type: ignore[misc]
-                    _Asked(f"last-{node_id}", "get", self._key(number)), [node_id], rng
+                    _Asked(f"last-{node_id}", "get", self._key(number)), [node_id]
                 ),
             )
 
