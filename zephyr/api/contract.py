@@ -619,6 +619,8 @@ def _hinted(outcome: Outcome) -> Header:
 
 def percent_decoded(text: bytes, problem: Problem, what: str) -> bytes:
     """Decode once. Raises `RefusedError` (400, as this problem) for a `%` that stands alone."""
+    if b"%" not in text:
+        return text
     if _PERCENT_MALFORMED.search(text):
         raise RefusedError(problem, f"{what} holds a % that two hexadecimal digits do not follow")
     return unquote_to_bytes(text)

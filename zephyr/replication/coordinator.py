@@ -919,16 +919,17 @@ class Coordinator:
         machine = running.machine
         if outcome.record is not None and record_is_tombstone(outcome.record):
             outcome.record = None
+        is_room = outcome.failure is None and self._is_room_for_tail(running)
         if type(machine) is QuorumWrite:
             if outcome.failure is None:
                 self._hint(running, machine.missed())
             is_partial = outcome.failure is Failure.UNKNOWN and machine.answered > 0
-            if is_partial or (outcome.failure is None and not self._is_room_for_tail(running)):
+            if is_partial or (outcome.failure is None and not is_room):
                 self._hint(running, machine.give_up())
                 self._release_calls(running)
-        is_tail = running.call_ids and outcome.failure is None and self._is_room_for_tail(running)
-        self._lines.leave(running.request.key, running.request_id)
-        if is_tail:
+        if type(running.request) is UpdateRequest:
+            self._lines.leave(running.request.key, running.request_id)
+        if running.call_ids and is_room:
             running.is_answered = True
             self._tails += 1
             self._tail_bytes += len(running.record)
@@ -944,7 +945,7 @@ class Coordinator:
         if running.is_answered:
             self._tails -= 1
             self._tail_bytes -= len(running.record)
-        else:
+        elif type(running.request) is UpdateRequest:
             self._lines.leave(running.request.key, running.request_id)
         self._release_calls(running)
         del self._requests[running.request_id]

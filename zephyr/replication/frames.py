@@ -30,15 +30,15 @@ class Frame:
         self.size_bytes = 0
         self.deadline_s = -inf
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Whether a call of that size still fits."""
-        return len(self.calls) < MANY_CALLS_MAX and self.size_bytes + size_bytes <= MANY_BYTES_MAX
-
-    def add(self, call: SendPeer, size_bytes: int) -> None:
-        """Put a call into the frame."""
+    def add(self, call: SendPeer) -> bool:
+        """Put a call into the frame, whose first always fits. False: there is no room."""
+        size_bytes = self.size_bytes + sum(map(len, call.arguments))
+        if self.calls and (len(self.calls) >= MANY_CALLS_MAX or size_bytes > MANY_BYTES_MAX):
+            return False
         self.calls.append(call)
-        self.size_bytes += size_bytes
+        self.size_bytes = size_bytes
         self.deadline_s = max(self.deadline_s, call.deadline_s)
+        return True
 
     def answers(self, status: int, payload: tuple[Any, ...]) -> Iterator[tuple[SendPeer, Answer]]:
         """Iterate over the calls and the answer to each. A frame that was not understood answers none of them."""
@@ -65,12 +65,11 @@ class Frames:
             if type(effect) is not SendPeer or effect.operation not in GROUPED:
                 others.append(effect)
                 continue
-            size_bytes = sum(map(len, effect.arguments))
             frame = open_frames.get(effect.node_id)
-            if frame is None or not frame.has_room(size_bytes):
+            if frame is None or not frame.add(effect):
                 frame = open_frames[effect.node_id] = Frame(effect.node_id)
                 frames.append(frame)
-            frame.add(effect, size_bytes)
+                frame.add(effect)
         others += [frame.calls[0] for frame in frames if len(frame.calls) == 1]
         return others, [frame for frame in frames if len(frame.calls) > 1]
 

@@ -44,12 +44,15 @@ class Skew:
 
     def heard(self, node_id: NodeId, unix_ms: int, now: Instant) -> None:
         """A peer's answer carried its clock."""
+        difference_ms = unix_ms - now.unix_ms
+        difference = (difference_ms, now.monotonic_s)
+        if self._differences.get(node_id) == difference:
+            return  # Another answer of the same frame.
         if self._jumped(now):
             self._forget()
         if not self._differences:
             self._offset_ms = now.unix_ms - now.monotonic_s * 1000
-        difference_ms = unix_ms - now.unix_ms
-        self._differences[node_id] = (difference_ms, now.monotonic_s)
+        self._differences[node_id] = difference
         if -SKEW_MAX_MS <= difference_ms <= SKEW_MAX_MS:
             self._agreed_s = now.monotonic_s
 
