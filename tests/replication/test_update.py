@@ -176,7 +176,7 @@ def test_updates_of_one_key_are_made_in_the_order_of_asking():
         lines.leave(key, request_id)
     assert lines.next_freed() is None
     assert not lines.has(b"key", 3)
-    lines.check_invariants()
+    lines.check_invariants(())
 
 
 def test_an_update_that_comes_again_keeps_its_place_and_a_full_line_takes_nobody():

@@ -239,7 +239,7 @@ class Coordinator:
         for running in self._requests.values():
             assert running.parked or running.call_ids, "a request in flight waits for something"
         assert self._tails == sum(running.is_answered for running in self._requests.values()) <= TAILS_MAX
-        self._lines.check_invariants()
+        self._lines.check_invariants(self._requests)
         due_s = self.due_s
         assert due_s <= self.deadline(), "a request waits for a moment that nobody has heard of"
         self.due_s = due_s

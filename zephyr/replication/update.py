@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Container
 from typing import Any, NamedTuple, cast
 
 from zephyr.config import KEY_BYTES_MAX
@@ -59,10 +60,11 @@ class Lines:
         self._freed: deque[bytes] = deque()
         """Keys whose first update has ended."""
 
-    def check_invariants(self) -> None:
-        """Assert what must hold between any two calls; for tests and the simulator."""
+    def check_invariants(self, request_ids: Container[int]) -> None:
+        """Assert what must hold between any two calls, with these requests in flight; for tests and the simulator."""
         assert not self._freed, "an update waits for nothing"
         assert all(self._lines.values())
+        assert all(request_id in request_ids for line in self._lines.values() for request_id in line)
 
     def has(self, key: bytes, request_id: int) -> bool:
         """Whether an update stands in its key's line."""
