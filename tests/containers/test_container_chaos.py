@@ -23,15 +23,22 @@ STAGE_MAX_S = 60.0
 RUN = (sys.executable, "-m", "zephyr", "chaos", "run")
 
 
+def ctrl_c_by_default() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.asynccontextmanager
 async def started(*command: str | Path, project: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a program in a process group of its own, as a terminal does."""
+    """Start a program in a process group of its own, and with Ctrl-C as it is by default: as a terminal does.
+
+    What runs in the background ignores it, and so does all that it starts; a shell cannot even trap it then.
+    """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if project:
         environment["COMPOSE_PROJECT_NAME"] = project
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=ctrl_c_by_default,
     )  # fmt: skip
     try:
         yield process
