@@ -12,7 +12,7 @@ from chaos.report import percentile, tables, wilson
 from chaos.simulate import PLANS, cases, replay_command
 
 PLAN_SEEDS = (
-    pytest.param(30, marks=pytest.mark.timeout(400)),
+    pytest.param(20, marks=pytest.mark.timeout(400)),
     pytest.param(1000, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)]),
 )
 """Pure computation; the bounds are for a run that hangs, on any machine."""

@@ -13,7 +13,7 @@ from zephyr.events import EvictMember, LeaveRequested
 from zephyr.model import Outcome, ReadRequest, WriteRequest
 
 IDS = ["n1", "n2", "n3", "n4", "n5"]
-SEEDS = (30, pytest.param(150, marks=pytest.mark.chaos))
+SEEDS = (20, pytest.param(150, marks=pytest.mark.chaos))
 
 
 def cluster(seed: int = 1, **changes: object) -> Simulation:
