@@ -626,6 +626,17 @@ def test_a_peer_whose_ring_differs_is_served_where_this_node_owns_the_slot():
     assert coordinator.replica.not_owner_count == 1
 
 
+def test_what_a_peer_with_another_ring_writes_is_passed_on_to_the_other_owners():
+    coordinator = build("n1", "n2", "n3")
+    replica, record = coordinator.replica, record_at(0.5)
+    assert replica.serve(Operation.WRITE, (b"key", record), b"ring-one", at(1))[0] == Status.OK
+    assert replica.serve(Operation.REPAIR, (b"other", record), b"ring-two", at(1))[0] == Status.OK
+    assert coordinator.hints.pending == 0, "it knows them all, or was itself told"
+    assert replica.serve(Operation.WRITE, (b"key", record_at(0.8)), b"ring-two", at(1))[0] == Status.OK
+    assert replica.serve(Operation.WRITE, (b"key", record_at(0.7)), b"ring-two", at(1))[1][0] is False
+    assert coordinator.hints.pending == 2
+
+
 def test_a_stamp_too_far_ahead_is_refused_and_counted():
     coordinator = build("n1", "n2", "n3")
     ahead = record_at(1 + CLOCK_DRIFT_MAX_MS / 1000 + 0.1)

@@ -103,7 +103,7 @@ class Replica:
                 return Status.UNCONFIRMED, (self.store.peek(slot, key, self.clock.now_unix_ms(now.unix_ms)),)
             return objection
         if operation in (_WRITE, _REPAIR):
-            return self._serve_write(slot, key, arguments, now, is_repair=operation == _REPAIR)
+            return self._serve_write(slot, key, arguments, digest, now, is_repair=operation == _REPAIR)
         if operation == _DIGEST and len(arguments) == 1:
             record, mark = self.store.standing(slot, key, self.clock.now_unix_ms(now.unix_ms))
             return _OK, (b"" if record is None else record[:VERSION_BYTES], self.is_level(slot), mark)
@@ -129,7 +129,7 @@ class Replica:
         return Status.NOT_OWNER, (*self.view_order, self.digest)
 
     def _serve_write(
-        self, slot: int, key: bytes, arguments: tuple[Any, ...], now: Instant, *, is_repair: bool
+        self, slot: int, key: bytes, arguments: tuple[Any, ...], digest: bytes, now: Instant, *, is_repair: bool
     ) -> Answer:
         record = arguments[1] if len(arguments) == 2 else None
         if type(record) is not bytes or not record_is_valid(record):
@@ -142,7 +142,15 @@ class Replica:
             return _OK, (applied.applied,)
         if applied.too_large:
             return Status.TOO_LARGE, ()
+        if applied.applied and digest != self.digest:
+            self._pass_on(slot, key, record, now)
         return _OK, (applied.applied, applied.existed, applied.newest, now.unix_ms)
+
+    def _pass_on(self, slot: int, key: bytes, record: bytes, now: Instant) -> None:
+        """Whoever has another ring may not know all owners of this one: see that they have what it wrote."""
+        for owner in self.ring.owners(slot):
+            if owner != self._id:
+                self.hints.keep(owner, key, record, now.monotonic_s)
 
     def _serve_drop(self, slot: int, key: bytes, arguments: tuple[Any, ...], now: Instant) -> Answer:
         match arguments:
