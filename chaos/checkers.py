@@ -34,7 +34,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from math import inf
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -124,15 +124,12 @@ class Facts:
         self.run = history.run
         self.quorum = self.run.replicas // 2 + 1
         changes = list(_ring_changes(history))
-        small = chain.from_iterable(_small(history, self.run.replicas).values())
-        self.divided = _merged([*_divided(history), *small])
+        self.divided = _merged(_divided(history) + _small(history, self.run.replicas))
         """Times in which two rings were in use, or one too small for all replicas, in order and apart."""
         self.unsettled = _merged(_waves(changes, self.run.settle_s) + self.divided)
         """Times in which the ring was not stable, in order and apart."""
         self.eras_s = _eras(history, changes, self.quorum)
         """When more replicas were lost than the claims allow for."""
-        self._alone = _small(history, 2)
-        """Node -> when nobody else stood in its ring."""
         self.clock_faults = [fault for fault in history.faults if fault.fault == "clock"]
         self.by_key: dict[str, list[Kept]] = {}
         for operation in history.operations:
@@ -160,13 +157,6 @@ class Facts:
         """Whether its coordinator's clock was, or had been, further off than the others' may be."""
         return any(
             operation.coordinator in item.nodes and operation.completed_s >= item.at_s for item in self.clock_faults
-        )
-
-    def was_alone(self, operation: Operation) -> bool:
-        """Whether nobody but the coordinator owned the key: what it stamps far ahead is refused by nobody."""
-        return any(
-            operation.completed_s >= from_s - SAMPLE_GAP_MAX_S and operation.invoked_s <= until_s
-            for from_s, until_s in self._alone.get(operation.coordinator, ())
         )
 
     def least_version(self, operation: Operation) -> Version:
@@ -234,18 +224,16 @@ def _waves(changes: list[_Change], settle_s: float) -> list[tuple[float, float]]
     return spans + list(waves.values())
 
 
-def _small(history: History, least: int) -> dict[NodeId, list[tuple[float, float]]]:
-    """Return when each node's ring had fewer owners than so many."""
-    spans: dict[NodeId, list[tuple[float, float]]] = {}
+def _small(history: History, replicas: int) -> list[tuple[float, float]]:
+    """Return when a node's ring was too small for all replicas."""
+    spans = []
     since_s: dict[NodeId, float] = {}
     for sample in history.samples:
-        if sample.owners and len(sample.owners) < least:
+        if sample.owners and len(sample.owners) < replicas:
             since_s.setdefault(sample.node, sample.at_s)
         elif sample.owners and sample.node in since_s:
-            spans.setdefault(sample.node, []).append((since_s.pop(sample.node), sample.at_s))
-    for node, from_s in since_s.items():
-        spans.setdefault(node, []).append((from_s, inf))
-    return spans
+            spans.append((since_s.pop(sample.node), sample.at_s))
+    return spans + [(from_s, inf) for from_s in since_s.values()]
 
 
 def _divided(history: History) -> list[tuple[float, float]]:
@@ -643,7 +631,7 @@ def check_versions(facts: Facts) -> Verdict:
             first = named.setdefault(item.version, item)
             if first.value != item.value:
                 verdict.add("a version names two values", first, item)
-            if item.version > facts.latest_version(item.completed_s) and not facts.was_alone(item):
+            if item.version > facts.latest_version(item.completed_s):
                 ahead_s = version_unix_ms(item.version) / 1000 - facts.run.unix_ms_at_zero / 1000 - item.completed_s
                 verdict.add(f"a version is {ahead_s:.1f} s ahead of the clock", item)
         raised = [item for item in _raised(facts, operations) if item.operation.version]

@@ -343,13 +343,6 @@ def test_no_version_is_far_ahead_of_the_clock():
     assert Story().unknown_put("a", 0).get("a", 2, 3600.0).is_red("versions")
 
 
-def test_whoever_is_alone_in_its_ring_has_nobody_to_refuse_what_it_stamps():
-    alone = Sample("n1", 2.0, "", ("n1",)), Sample("n1", 5.0, "", RING)
-    assert Story().add(*settled(), *alone).put("a", 3, stamp=60.0).is_green("versions")
-    assert Story().add(*settled(), *alone).put("a", 7, stamp=60.0).is_red("versions")
-    assert Story().add(*settled(), *alone).put("a", 3, stamp=60.0, node="n2").is_red("versions")
-
-
 # --- what is left in the end --------------------------------------------------------------------------
 
 
