@@ -82,6 +82,17 @@ def test_a_wipe_holds_the_ring_until_all_are_back():
     assert (view.owners, view.authority) == (("n1", "n2", "n3", "n4"), "both")
 
 
+def test_who_lists_a_wiped_etcd_when_all_but_one_are_back_holds_the_ring_as_those_do_who_listed_before():
+    registry = heard("n2", "n3", "n4", "n5")
+    registry.say(OWN, member("n2"), member("n3"), member("n4"), wiped=True)
+    view = registry.view(2)
+    assert (view.owners, view.authority) == (ALL, "held")
+    assert registry.view(2 + SETTINGS.expiry_grace + 1).owners == ALL
+    registry.swim.handle(said(Dead("n5", 7, 0, "n9")), at(7))
+    view = registry.view(7)
+    assert (view.owners, view.authority) == (ALL[:4], "both"), "and for no longer than they do"
+
+
 def test_a_hold_ends_by_itself_but_never_with_an_empty_ring():
     registry = Registry()
     registry.swim.assume([member("n2", epoch=9)], at(0))

@@ -12,7 +12,8 @@ from what etcd and gossip say of one member stands in one table, `zephyr.policy`
   first to register do not shrink the ring.
 - An empty etcd never empties the ring. When half of the ring vanishes within one lease with neither a leave nor an
   eviction to explain it, and gossip hears most of them, then etcd is in doubt and not they: the whole last
-  ring is held until they have registered again, or gossip loses half of them, or for `hold_max`.
+  ring is held until they have registered again, or gossip loses half of them, or for `hold_max`. Where etcd is known
+  to have been wiped, one that is missing is enough.
 - A cold start without etcd makes a provisional ring; any committed one comes before it.
 
 Invariants (checked by the simulator after each step): a ring once seen is never empty again; it never grows without a
@@ -356,11 +357,17 @@ class Reconciler:
             }
 
     def _is_mass_loss(self, etcd: EtcdMembership) -> bool:
-        """Whether so much vanished within one lease, while gossip hears most of them, that etcd is in doubt."""
+        """Whether so much vanished within one lease, while gossip hears most of them, that etcd is in doubt.
+
+        A wiped etcd has lost them all, though most may have registered again before this node lists: whoever lists
+        first and last must keep the same ring.
+        """
         vanished = list(self._vanished_s)
+        if etcd.wipe_count != self._wipe_count:
+            return bool(vanished)
         if len(vanished) < max(MASS_LOSS_MIN, (len(self._settled) + 1) // 2):
             return False
-        return etcd.wipe_count != self._wipe_count or 2 * sum(map(self._is_heard, vanished)) > len(vanished)
+        return 2 * sum(map(self._is_heard, vanished)) > len(vanished)
 
     def _hold_ending(self, committed: dict[NodeId, Member], now: Instant) -> str:
         """Say why the hold is over; empty while it is not. With nothing registered it is not."""
