@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from zephyr.cluster import Reconciler
+from zephyr.cluster import GATHER_S, Reconciler
 from zephyr.config import Settings
 from zephyr.etcd.lease import EtcdMembership
 from zephyr.etcd.registration import EvictionMark
@@ -91,6 +91,38 @@ def test_who_lists_a_wiped_etcd_when_all_but_one_are_back_holds_the_ring_as_thos
     registry.swim.handle(said(Dead("n5", 7, 0, "n9")), at(7))
     view = registry.view(7)
     assert (view.owners, view.authority) == (ALL[:4], "both"), "and for no longer than they do"
+
+
+def test_who_comes_when_all_leases_have_ended_owns_nothing_before_the_living_are_back():
+    registry = Registry()
+    registry.etcd.found_all_lapsed = True
+    registry.say(OWN)
+    view = registry.view(1)
+    assert (view.owners, view.authority) == ((), "none")
+    assert registry.reconciler.deadline() == 1 + GATHER_S
+    registry.swim.assume([member("n2"), member("n3")], at(2))
+    registry.say(OWN, member("n2"))
+    assert registry.view(2.5).owners == registry.view(4).owners == ()
+    registry.say(OWN, member("n2"), member("n3"))
+    view = registry.view(5)
+    assert (view.owners, view.authority) == (("n1", "n2", "n3"), "both")
+
+
+def test_who_comes_when_all_leases_have_ended_waits_no_longer_than_for_a_takeover():
+    registry = Registry()
+    registry.etcd.found_all_lapsed = True
+    registry.swim.assume([member("n2")], at(0))
+    registry.say(OWN)
+    assert registry.view(1).owners == registry.view(SETTINGS.takeover_max).owners == ()
+    assert registry.view(1 + SETTINGS.takeover_max).owners == ("n1",)
+
+
+def test_who_comes_alone_when_all_leases_have_ended_is_ready_after_a_moment():
+    registry = Registry()
+    registry.etcd.found_all_lapsed = True
+    registry.say(OWN)
+    assert registry.view(1).owners == ()
+    assert registry.view(1 + GATHER_S).owners == ("n1",)
 
 
 def test_a_hold_ends_by_itself_but_never_with_an_empty_ring():

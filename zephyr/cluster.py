@@ -56,6 +56,8 @@ ISOLATED_ASK_S = 2.5
 """Silence after which it asks everybody, by UDP and TCP."""
 ISOLATED_ASK_AGAIN_S = 0.5
 """How often it then asks, and looks whether somebody is heard."""
+GATHER_S = 2.0
+"""From then on a ring is made of those who are registered where nobody was: above what the living take to be back."""
 VANISHED_AFTER_S = 0.001
 """A deadline just after a bound, since what lies on it still counts."""
 
@@ -119,6 +121,11 @@ class Reconciler:
         """Return the monotonic second at which a hold, a grace or somebody's time ends by itself."""
         return min(self._due_s, self.evictions.deadline() if self.evictions is not None else inf)
 
+    @property
+    def is_gathering(self) -> bool:
+        """Whether this node makes no ring yet of those who are registered: whoever lives is to be among them."""
+        return self.lead == "takeover" and not self.ring_members
+
     def _before(self, at_s: float, now: Instant) -> bool:
         """Whether a moment lies ahead; `deadline` then names it."""
         if now.monotonic_s >= at_s:
@@ -180,13 +187,13 @@ class Reconciler:
     def _choose_lead(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
         silent_s = etcd.silent_since_s()
         is_current = self._before(silent_s, now)
-        if self.lead in ("gossip", "takeover") or self.has_provisional_ring:
-            if not is_current:
-                return self._let_gossip_lead(etcd, now) if etcd.is_known else self._start_cold(now)
+        is_first = etcd.found_all_lapsed and not self.ring_members
+        is_led_otherwise = self.lead in ("gossip", "takeover") or self.has_provisional_ring
+        if is_current and (is_first or is_led_otherwise):
             return self._take_over(etcd, now)
-        if not etcd.is_known or not (is_current or self.ring_members or self._committed()):
+        if is_first or not etcd.is_known or not (is_current or self.ring_members or self._committed()):
             return self._start_cold(now)
-        if is_current or self._before(silent_s + GOSSIP_LEADS_AFTER_S, now):
+        if not is_led_otherwise and (is_current or self._before(silent_s + GOSSIP_LEADS_AFTER_S, now)):
             return self._let_etcd_lead(etcd, now)
         return self._let_gossip_lead(etcd, now)
 
@@ -296,29 +303,35 @@ class Reconciler:
     def _take_over(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
         """With etcd back: its word counts once everybody who is heard has registered, or after a while.
 
-        Who was left behind is out of the ring first: what it keeps lacks what the others wrote meanwhile.
+        Where nobody was registered, and this node knows no ring, the others have a moment to be heard at all.
+        For who was left behind it counts at once: what the others wrote meanwhile is where their ring says, and what
+        this node keeps lacks it.
         """
         if self._takeover_since_s is None:
             self._takeover_since_s = now.monotonic_s
         if self._is_left_behind(etcd):
-            del self._base[self.settings.id]
-            self._standing = {item: member for item, member in self._standing.items() if item != self.settings.id}
+            return self._end_takeover(etcd, {}, "the others went on without this node", now)
         self._listen_to_base(now)
         missing = [item for item in self._heard_ids() if item not in etcd.registrations]
-        is_early = bool(missing) and self._before(self._takeover_since_s + self.settings.takeover_max, now)
-        if not self._committed() or is_early:
+        wait_s = self.settings.takeover_max if missing else 0.0 if self.ring_members else GATHER_S
+        if not self._committed() or self._before(self._takeover_since_s + wait_s, now):
             self.lead = "takeover"
             return []
-        self._vanished_s.clear()
         # Who has not registered in time may have a moment more, or the ring is held: etcd may have lost most of it.
-        self._settled = {} if self.has_provisional_ring else dict(self._standing)
-        self._takeover_since_s, self.has_provisional_ring, self.lead = None, False, "etcd"
+        settled = {} if self.has_provisional_ring else dict(self._standing)
         who = f"without {', '.join(missing)}" if missing else "everybody who is heard has registered"
-        return [_note(now, "etcd-leads", "", "ring", who), *self._let_etcd_lead(etcd, now)]
+        return self._end_takeover(etcd, settled, who, now)
+
+    def _end_takeover(
+        self, etcd: EtcdMembership, settled: dict[NodeId, Member], why: str, now: Instant
+    ) -> list[Effect]:
+        self._vanished_s.clear()
+        self._settled, self._takeover_since_s, self.has_provisional_ring = settled, None, False
+        return [_note(now, "etcd-leads", "", "ring", why), *self._let_etcd_lead(etcd, now)]
 
     def _start_cold(self, now: Instant) -> list[Effect]:
         """Nobody knows a committed view: after a while, and with enough members heard, make a provisional ring."""
-        self.lead = "cold"
+        self.lead, self._takeover_since_s = "cold", None
         expected = self.settings.bootstrap_expect if self.settings.join else 1
         if not self.has_provisional_ring:
             if self._before(self._started_s + self.settings.bootstrap_after, now) or len(self._heard_ids()) < expected:
@@ -522,8 +535,10 @@ class Reconciler:
     def _named_authority(self, now: Instant) -> Authority:
         """Name the witness that leads."""
         match self.lead:
-            case "alone" | "takeover":
+            case "alone":
                 return "gossip"
+            case "takeover":
+                return "gossip" if self.ring_members else "none"
             case "held":
                 return "held"
             case "cold":

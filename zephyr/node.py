@@ -203,10 +203,7 @@ class Node:
             missing.append(f"nobody has answered yet at {', '.join(self.settings.join)}")
         is_reached = self.etcd is None or self.etcd.reachable
         if self.settings.id not in self.view.owners:
-            if is_reached:
-                missing.append("not in the ring yet")
-            elif not self.view.owners or self.view.authority == "none":
-                missing.append(f"etcd cannot be reached: {self.view.etcd.reason}; retrying")
+            missing += self._why_no_owner(is_reached=is_reached)
         elif self.cluster.is_isolated:
             missing.append("none of the other members can be heard")
         elif not self.levels.is_done:
@@ -216,6 +213,15 @@ class Node:
         elif self.view.authority == "none" and not is_reached:
             missing.append("etcd cannot be reached, and most of the last ring is not heard")
         return tuple(missing)
+
+    def _why_no_owner(self, *, is_reached: bool) -> list[str]:
+        if self.cluster.is_gathering:
+            return ["not in the ring yet: all leases had ended, and whoever lives has a moment to register again"]
+        if is_reached:
+            return ["not in the ring yet"]
+        if not self.view.owners or self.view.authority == "none":
+            return [f"etcd cannot be reached: {self.view.etcd.reason}; retrying"]
+        return []
 
     def eviction_objection(self, node_id: NodeId) -> str:
         """Say why this node cannot propose that a member be evicted; empty: it can."""

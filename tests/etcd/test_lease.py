@@ -209,6 +209,23 @@ def test_a_revision_below_one_seen_before_the_call_means_that_etcd_was_wiped():
     assert machine.wipe_count == 1
 
 
+@pytest.mark.parametrize(
+    ("pairs", "second", "expected"),
+    [
+        ((settings_pair(),), 10.0, True),
+        ((settings_pair(),), 9.0, False),  # Younger than a lease: the first of a new cluster has yet to register.
+        ((settings_pair(), registration("n2")), 60.0, False),
+        ((), 60.0, False),
+    ],
+)
+def test_a_first_listing_tells_whether_a_cluster_had_lived_and_everybodys_lease_has_ended(pairs, second, expected):
+    machine = Fixture().machine
+    machine.on_snapshot(EtcdSnapshotRead(10, pairs), at(second))
+    assert machine.found_all_lapsed is expected
+    machine.on_snapshot(EtcdSnapshotRead(10, (settings_pair(),)), at(60))
+    assert machine.found_all_lapsed is expected, "later ones tell nothing of it"
+
+
 def test_a_check_overtaken_by_the_watch_is_no_wipe():
     machine = Fixture().registered()
     machine.poll(at(3.6))

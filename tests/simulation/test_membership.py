@@ -735,6 +735,50 @@ def test_half_of_a_cluster_whose_leases_ended_while_it_was_cut_off_serves_nothin
     assert cluster.rings() == dict.fromkeys(IDS[:4], IDS[:4])
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_whom_the_others_went_on_without_fetches_what_they_wrote_though_all_owners_of_a_key_are_back_at_once(seed):
+    ids = [*IDS, "n6", "n7"]
+    cluster = Cluster(seed, replicas=3)
+    for node_id in ids:
+        cluster.simulation.start(node_id)
+    cluster.wait(4)
+    assert cluster.rings() == dict.fromkeys(ids, ids)
+    for node_id in ids[3:]:  # Each alone, and a minority.
+        cluster.split(node_id)
+    cluster.cut_from_etcd(*ids[3:])
+    cluster.wait(MACHINE_SILENT_S + SETTINGS.lease_ttl)
+    assert cluster.rings()["n1"] == ids[:3]
+    cluster.write_all(b"new")
+    cluster.heal()
+    cluster.wait(10)
+    assert cluster.rings() == dict.fromkeys(ids, ids)
+    for number, key in enumerate(KEYS):
+        record = cluster.ask(ids[number % 7], ReadRequest(key)).record
+        assert record is not None
+        assert record.endswith(b"new")
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_who_starts_when_all_leases_have_ended_is_never_the_only_owner(seed):
+    cluster = Cluster(seed, replicas=3).started()
+    cluster.cut_from_etcd(*IDS)
+    cluster.simulation.crash("n3")
+    cluster.wait(3 * SETTINGS.lease_ttl)
+    cluster.heal()
+    log = cluster.simulation.log
+    before = len(log)
+    cluster.simulation.start("n3")
+    cluster.wait(1)
+    assert cluster.node("n3").etcd.registered
+    assert cluster.node("n3").readiness() == (
+        "not in the ring yet: all leases had ended, and whoever lives has a moment to register again",
+    )
+    cluster.wait(8)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    rings = [line.partition("owners: ")[2] for line in log[before:] if "n3 note ring-changed" in line]
+    assert rings == [", ".join(IDS)]
+
+
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_a_node_that_stood_still_past_its_lease_registers_once(seed):
     cluster = Cluster(seed).started()

@@ -133,6 +133,8 @@ class EtcdMembership:
         """How often etcd was seen to have been wiped or restored."""
         self.listed = False
         """A listing has arrived at least once in this process."""
+        self.found_all_lapsed = False
+        """The first one knew the cluster, for longer than a lease, and had nobody registered."""
         self.lease_id = 0
         self.lease_deadline_s: float | None = None
         self.lease_sent_s = -inf
@@ -149,11 +151,10 @@ class EtcdMembership:
         """The leave is done: etcd was told, or could not be."""
         self._rng = rng
         self._keys: dict[bytes, int] = {}
-        self._synced = False
         self._watch_id = 0
         self._revision_when_sent = 0
         self._snapshot_sent_s = self._check_sent_s = -inf
-        self._leaving = self._epoch_used = False
+        self._synced = self._leaving = self._epoch_used = False
         self._leave_deadline_s = inf
         self._registration_allowed = True
         self._register_pause_until_s = -inf
@@ -162,9 +163,8 @@ class EtcdMembership:
         self._silent_occupant_revision = 0
         self._reason = REASON_AT_START
         self._reason_since_s: float | None = now.monotonic_s
-        self._snapshot, self._check, self._keep_alive = _Duty(), _Duty(), _Duty()
-        self._grant, self._register, self._publish_settings = _Duty(), _Duty(), _Duty()
-        self._probe, self._revoke = _Duty(), _Duty()
+        self._snapshot, self._check, self._keep_alive, self._grant = (_Duty() for _ in range(4))
+        self._register, self._publish_settings, self._probe, self._revoke = (_Duty() for _ in range(4))
 
     # --- what others read ---------------------------------------------------------------------------
 
@@ -349,6 +349,9 @@ class EtcdMembership:
                 notes.append(self._note(now, "registration-gone", node_id, manner))
         self.revision = event.revision
         self.verified_sent_s = self._snapshot_sent_s
+        if not self.listed:
+            is_old = now.unix_ms - self.generation > self.settings.lease_ttl * 1000
+            self.found_all_lapsed = self.generation > 0 and is_old and not self.registrations
         self.listed = True
         self.change_count += 1
         if wiped:
