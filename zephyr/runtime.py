@@ -138,7 +138,7 @@ class Runtime:
         self.settings = settings
         self.started = now()
         self._rng = random.Random()  # noqa: S311  # jitter and back-off, not secrets
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._waiting: dict[int, asyncio.Future[Any] | _Together] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = float("inf")
         self._stop: asyncio.Future[Stop] | None = None
@@ -277,13 +277,16 @@ class Runtime:
             result = self.node.begin_update(request, now())  # type: ignore[arg-type]
         return result if type(result) is Outcome else self._awaited(result)  # type: ignore[arg-type]
 
-    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> list[Outcome | asyncio.Future[Outcome]]:
+    def submit_all(
+        self, requests: Sequence[ReadRequest | WriteRequest]
+    ) -> list[Outcome] | asyncio.Future[list[Outcome]]:
         """Begin many requests at once: what goes to one peer goes in one frame."""
         begun, effects = self.node.begin_all(requests, now())
-        results = [item if type(item) is Outcome else self._future(item.request_id) for item in begun]  # type: ignore[union-attr]
+        together = _Together(begun, self._loop.create_future())
+        self._waiting.update(dict.fromkeys(together.rows, together))
         self.execute(effects)
         self._arm()
-        return results
+        return together.future if together.rows else together.outcomes
 
     def scan(self, request: ScanRequest) -> asyncio.Future[ScanPage]:
         """List a page of keys."""
@@ -294,7 +297,8 @@ class Runtime:
         return self._surveyed(self.node.begin_explain(key, now()))
 
     def _future(self, request_id: int) -> asyncio.Future[Any]:
-        future = self._waiting[request_id] = self._loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting[request_id] = future
         return future
 
     def _awaited(self, pending: Pending) -> asyncio.Future[Any]:
@@ -408,9 +412,11 @@ class Runtime:
         return table
 
     def _complete(self, request_id: int, result: Outcome | ScanPage | Explanation) -> None:
-        future = self._waiting.pop(request_id)
-        if not future.done():  # The client may have gone.
-            future.set_result(result)
+        waiting = self._waiting.pop(request_id)
+        if type(waiting) is _Together:
+            waiting.take(request_id, result)  # type: ignore[arg-type]
+        elif not waiting.done():  # type: ignore[union-attr]  # The client may have gone.
+            waiting.set_result(result)  # type: ignore[union-attr]
 
     def _log(self, effect: Note) -> None:
         entry = effect.entry
@@ -433,6 +439,23 @@ class Runtime:
             if lag_s >= LAG_TOLD_S or was_told:
                 was_told = lag_s >= LAG_TOLD_S
                 self.dispatch(LoopLagged(lag_s))
+
+
+class _Together:
+    """Requests that were begun together: one future for all of them, since each costs as much as a record's hashing."""
+
+    __slots__ = ("future", "outcomes", "rows")
+
+    def __init__(self, begun: Sequence[Outcome | Pending], future: asyncio.Future[list[Outcome]]) -> None:
+        self.future = future
+        self.outcomes: list[Any] = list(begun)
+        self.rows = {item.request_id: row for row, item in enumerate(begun) if type(item) is Pending}
+        """Those that wait, by their ids."""
+
+    def take(self, request_id: int, outcome: Outcome) -> None:
+        self.outcomes[self.rows.pop(request_id)] = outcome
+        if not self.rows and not self.future.done():  # The client may have gone.
+            self.future.set_result(self.outcomes)
 
 
 def _is_any(host: str) -> bool:

@@ -112,9 +112,10 @@ class FakeNode:
             raise self.failing
         return self.decide(request) if self.gate is None else self.decide_later(request, self.gate)
 
-    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> list[Outcome | Awaitable[Outcome]]:
+    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> list[Outcome] | Awaitable[list[Outcome]]:
         self.waves.append(list(requests))
-        return [self.submit(request) for request in requests]
+        outcomes = [self.submit(request) for request in requests]
+        return outcomes if self.gate is None else asyncio.gather(*outcomes)
 
     async def decide_later(self, request: Request, gate: asyncio.Event) -> Outcome:
         await gate.wait()

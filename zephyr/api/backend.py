@@ -15,8 +15,8 @@ class Backend(Protocol):
         """Begin one request: its outcome at once, or later."""
         ...
 
-    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> Sequence[Outcome | Awaitable[Outcome]]:
-        """Begin requests for as many different keys together: their outcomes, in the same order."""
+    def submit_all(self, requests: Sequence[ReadRequest | WriteRequest]) -> list[Outcome] | Awaitable[list[Outcome]]:
+        """Begin requests for as many different keys together: their outcomes in the same order, at once or later."""
         ...
 
     def scan(self, request: ScanRequest) -> Awaitable[ScanPage]:

@@ -291,8 +291,8 @@ class HttpApi:
         operations.read(await self._body(request, payload, connection, batch.check_length))
         began_s = time.monotonic()
         while requests := operations.due(time.monotonic() - began_s):
-            outcomes = [await _awaited(outcome) for outcome in self._backend.submit_all(requests)]
-            operations.take(outcomes)
+            outcomes = self._backend.submit_all(requests)
+            operations.take(outcomes if isinstance(outcomes, list) else await outcomes)
         self._metrics.hits += operations.hits
         self._metrics.misses += operations.misses
         return operations.response()
