@@ -442,7 +442,7 @@ class Runtime:
 
 
 class _Together:
-    """Requests that were begun together: one future for all of them, since each costs as much as a record's hashing."""
+    """Requests that were begun together, and one future for all of them."""
 
     __slots__ = ("future", "outcomes", "rows")
 

@@ -86,10 +86,10 @@ class Batch:
         self._operation_s = timeout_s
         self._given_s = contract.timeout_of(parameters)
         self._rows: list[bytes] = []
-        self._by_key: dict[bytes, deque[_Operation]] = {}
-        """What is still to be done, by key: the first may be running."""
         self._ready: deque[_Operation] = deque()
         """What may be begun: nothing before it is to be done with its key."""
+        self._later: dict[bytes, deque[_Operation]] = {}
+        """Operations behind another one with their key."""
         self._running: list[_Operation] = []
         self._values_bytes = 0
         self.hits = 0
@@ -104,16 +104,19 @@ class Batch:
         if len(items) > OPERATIONS_MAX:
             raise RefusedError(BATCH_TOO_LARGE, f"the most is {OPERATIONS_MAX} operations")
         self._rows = [b""] * len(items)
+        keys: set[bytes] = set()
         for row, item in enumerate(items):
             try:
                 operation = self._operation(row, item)
             except RefusedError as refused:
                 problem = refused.problem if refused.problem is contract.VALUE_TOO_LARGE else BAD_OPERATION
-                self._write(row, _shown_key(item), problem.status, problem=(problem, refused.detail))
+                self._rows[row] = _row(_shown_key(item), problem.status, {}, (problem, refused.detail))
                 continue
-            queue = self._by_key.setdefault(operation.request.key, deque())
-            queue.append(operation)
-            if len(queue) == 1:
+            key = operation.request.key
+            if key in keys:
+                self._later.setdefault(key, deque()).append(operation)
+            else:
+                keys.add(key)
                 self._ready.append(operation)
 
     def _operation(self, row: int, item: Any) -> _Operation:
@@ -125,9 +128,9 @@ class Batch:
         name = item.get("op")
         if not isinstance(name, str) or name not in FIELDS:
             raise RefusedError(BAD_OPERATION, f"op is one of {', '.join(FIELDS)}")
-        unknown = item.keys() - FIELDS[name]
-        if unknown:
-            raise RefusedError(BAD_OPERATION, f"{name} takes no {contract.shown(min(unknown))}")
+        if not item.keys() <= FIELDS[name]:
+            unknown = min(item.keys() - FIELDS[name])
+            raise RefusedError(BAD_OPERATION, f"{name} takes no {contract.shown(unknown)}")
         key = _key(item.get("key"))
         if name == "get":
             return _Operation(row, "GET", ReadRequest(key, self._read_quorum))
@@ -169,17 +172,14 @@ class Batch:
             self._answer(operation, outcome)
 
     def _answer(self, operation: _Operation, outcome: Outcome) -> None:
-        method, extras = operation.method, _extras(outcome)
+        extras = _extras(outcome)
         if outcome.failure is not None:
             problem = contract.FAILURES[outcome.failure]
             self._refuse(operation, problem, outcome.detail or problem.title, extras)
-        elif method == "GET":
+        elif operation.method == "GET":
             self._answer_get(operation, outcome.record, extras)
-        elif method == "DELETE":
-            self._finish(operation, 204, extras)
         else:
-            extras["etag"] = contract.entity_tag(outcome.version).decode()
-            self._finish(operation, 204 if outcome.existed else 201, extras)
+            self._answer_write(operation, outcome, extras)
 
     def _answer_get(self, operation: _Operation, record: bytes | None, extras: dict[str, Any]) -> None:
         if record is None:
@@ -197,41 +197,36 @@ class Batch:
         extras["content_type"] = record_content_type(record).decode(errors="replace")
         self._finish(operation, 200, extras)
 
+    def _answer_write(self, operation: _Operation, outcome: Outcome, extras: dict[str, Any]) -> None:
+        is_put = operation.method == "PUT"
+        status = 201 if is_put and not outcome.existed else 204
+        if is_put:
+            extras["etag"] = contract.entity_tag(outcome.version).decode()
+        if len(extras) > 1 or not is_put:
+            self._finish(operation, status, extras)
+            return
+        # What nearly every row of many writes is: nothing in it but the quotes of the tag has to be escaped.
+        key, tag = contract.key_text(operation.request.key), outcome.version.hex()
+        row = f'{{"key": "{key}", "status": {status}, "value": null, "etag": "\\"{tag}\\""}}'
+        self._end(operation, row.encode())
+
     def _refuse(
         self, operation: _Operation, problem: Problem, detail: str, extras: dict[str, Any] | None = None
     ) -> None:
-        self._finish(operation, problem.status, extras, (problem, detail))
+        key = contract.key_text(operation.request.key)
+        self._end(operation, _row(key, problem.status, extras or {}, (problem, detail)))
 
-    def _finish(
-        self,
-        operation: _Operation,
-        status: int,
-        extras: dict[str, Any] | None = None,
-        problem: tuple[Problem, str] | None = None,
-    ) -> None:
+    def _finish(self, operation: _Operation, status: int, extras: dict[str, Any]) -> None:
+        self._end(operation, _row(contract.key_text(operation.request.key), status, extras))
+
+    def _end(self, operation: _Operation, row: bytes) -> None:
         """Answer an operation, and let the next one with its key begin."""
-        key = operation.request.key
-        self._write(operation.row, contract.key_text(key), status, extras, problem)
-        queue = self._by_key[key]
-        queue.popleft()
-        if queue:
-            self._ready.append(queue[0])
+        self._rows[operation.row] = row
+        later = self._later.get(operation.request.key)
+        if later:
+            self._ready.append(later.popleft())
 
     # --- what is answered ---------------------------------------------------------------------------
-
-    def _write(
-        self,
-        row: int,
-        key: str | None,
-        status: int,
-        extras: dict[str, Any] | None = None,
-        problem: tuple[Problem, str] | None = None,
-    ) -> None:
-        """Write a row at once: JSON in small pieces stalls nobody, and takes less room than what it is made of."""
-        document: dict[str, Any] = {"key": key, "status": status, "value": None, "etag": None, **(extras or {})}
-        if problem is not None:
-            document |= contract.problem_members(*problem)
-        self._rows[row] = json.dumps(document).encode()
 
     def response(self) -> Response:
         """Answer the batch, of which every operation has its row."""
@@ -297,6 +292,14 @@ def _ttl_ms(ttl: Any) -> int:
     if not isinstance(ttl, float) or not isfinite(ttl):
         raise RefusedError(BAD_OPERATION, "ttl is a text such as 500ms, or a number of seconds")
     return contract.checked_ttl_ms(ttl, f"{ttl:g}")
+
+
+def _row(key: str | None, status: int, extras: dict[str, Any], problem: tuple[Problem, str] | None = None) -> bytes:
+    """Write a row at once: JSON in small pieces stalls nobody, and takes less room than what it is made of."""
+    document: dict[str, Any] = {"key": key, "status": status, "value": None, "etag": None, **extras}
+    if problem is not None:
+        document |= contract.problem_members(*problem)
+    return json.dumps(document).encode()
 
 
 def _extras(outcome: Outcome) -> dict[str, Any]:

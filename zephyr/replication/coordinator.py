@@ -737,6 +737,26 @@ class Coordinator:
         if running is None:
             frame = self._frames.take(call_id)
             return self._take_frame(frame, status, payload, now) if frame is not None else []
+        if type(running.machine) is not Forwarded:
+            self.latencies.answered(running.call_ids[call_id], now.monotonic_s - running.asked_s)
+        return self._take_reply(running, call_id, status, payload, now)
+
+    def _take_frame(self, frame: Frame, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:
+        """A peer answered several calls at once."""
+        self.latencies.answered(frame.node_id, now.monotonic_s - frame.asked_s)
+        effects: list[Effect] = []
+        for call, (answer, content) in frame.answers(status, payload):
+            if answer == Status.ALONE:
+                effects.append(call)
+                continue
+            running = self._calls.pop(call.call_id, None)
+            if running is not None:
+                effects += self._take_reply(running, call.call_id, answer, content, now)
+        return effects
+
+    def _take_reply(
+        self, running: _Running, call_id: int, status: int, payload: tuple[Any, ...], now: Instant
+    ) -> list[Effect]:
         node_id = running.call_ids.pop(call_id)
         if running.is_answered:
             return self._take_late(running, node_id, status, payload, now)
@@ -749,7 +769,6 @@ class Coordinator:
         if status != _OK and status == Status.UNCONFIRMED:
             running.was_doubted = True
         if type(machine) is QuorumRead:
-            self.latencies.answered(node_id, now.monotonic_s - running.asked_s)
             self._take_read_reply(machine, node_id, status, payload, now)
             running.was_doubted = running.was_doubted or machine.has_unlevel
             effects = self._advance(running, now)
@@ -765,13 +784,6 @@ class Coordinator:
                 machine.end = Outcome(failure, f"{node_id} answered {_status_name(status)}", answered=0)
             effects = self._advance(running, now)
         return effects + self._serve_lines(now) if self._lines.is_any_freed else effects
-
-    def _take_frame(self, frame: Frame, status: int, payload: tuple[Any, ...], now: Instant) -> list[Effect]:
-        """A peer answered several calls at once."""
-        effects: list[Effect] = []
-        for call, (answer, content) in frame.answers(status, payload):
-            effects += [call] if answer == Status.ALONE else self.replied(call.call_id, answer, content, now)
-        return effects
 
     def _take_read_reply(
         self, machine: QuorumRead, node_id: NodeId, status: int, payload: tuple[Any, ...], now: Instant
@@ -813,7 +825,6 @@ class Coordinator:
         if status == _OK and _is_acknowledgement(payload):
             applied, existed, newest, unix_ms = payload
             self.skew.heard(node_id, unix_ms, now)
-            self.latencies.answered(node_id, now.monotonic_s - running.asked_s)
             if applied or self.clock.observe(newest, now.unix_ms):
                 machine.on_reply(node_id, applied=applied, existed=existed, newest=newest)
                 return self._write_here(running, machine, now) if running.has_own_turn else []
@@ -837,7 +848,8 @@ class Coordinator:
         effects: list[Effect] = []
         if type(machine) is QuorumWrite:
             self._take_write_reply(running, machine, node_id, (status, payload), now)
-            self._hint(running, machine.missed())
+            if machine.has_missed:
+                self._hint(running, machine.missed())
         elif type(machine) is QuorumRead and status == _OK and _is_read(payload):
             found, _, mark = payload
             if machine.best is not None and machine.is_late_behind((found or b"")[:VERSION_BYTES], mark):

@@ -15,17 +15,18 @@ from zephyr.model import Instant, NodeId
 from zephyr.peer.wire import Operation, Status
 from zephyr.replication.replica import MANY_BYTES_MAX, MANY_CALLS_MAX, Answer, is_pair
 
-GROUPED = (Operation.READ, Operation.DIGEST, Operation.WRITE)
+GROUPED = (Operation.WRITE, Operation.READ, Operation.DIGEST)
 """Calls that may share a frame."""
 
 
 class Frame:
     """Calls that go to one peer together."""
 
-    __slots__ = ("calls", "deadline_s", "node_id", "size_bytes")
+    __slots__ = ("asked_s", "calls", "deadline_s", "node_id", "size_bytes")
 
-    def __init__(self, node_id: NodeId) -> None:
+    def __init__(self, node_id: NodeId, asked_s: float) -> None:
         self.node_id = node_id
+        self.asked_s = asked_s
         self.calls: list[SendPeer] = []
         self.size_bytes = 0
         self.deadline_s = -inf
@@ -67,7 +68,7 @@ class Frames:
                 continue
             frame = open_frames.get(effect.node_id)
             if frame is None or not frame.add(effect):
-                frame = open_frames[effect.node_id] = Frame(effect.node_id)
+                frame = open_frames[effect.node_id] = Frame(effect.node_id, now.monotonic_s)
                 frames.append(frame)
                 frame.add(effect)
         others += [frame.calls[0] for frame in frames if len(frame.calls) == 1]

@@ -271,8 +271,8 @@ class QuorumWrite:
         self.need = need
         self.is_conditional = is_conditional
         self.version: Version = b""
-        self.existed: bool = earlier.existed if earlier is not None else False
-        self.written: tuple[NodeId, ...] = earlier.written + earlier.owners if earlier is not None else ()
+        self.existed = False
+        self.written: tuple[NodeId, ...] = ()
         """Owners to which an earlier round went."""
         self.answered = 0
         self._open: dict[NodeId, None] = {}
@@ -281,15 +281,19 @@ class QuorumWrite:
         """Owners that have not taken the record, and should."""
         self._told = 0
         """How many of those `missed` has named."""
-        self._keepers = list(reversed(keepers))
+        self._keepers = list(keepers[::-1])
         self._keeping: dict[NodeId, NodeId] = {}
         """Who was asked to keep the record -> for whom."""
-        self._uncertain = earlier is not None and earlier.may_be_applied
+        self._uncertain = False
         self._failure = Failure.UNAVAILABLE
         self._reason = ""
         self._restamps = 0
         self._overtaken_by: Version = b""
         self._refusal: Outcome | None = None
+        if earlier is not None:
+            self.existed = earlier.existed
+            self.written = earlier.written + earlier.owners
+            self._uncertain = earlier.may_be_applied
 
     @property
     def waiting(self) -> int:
@@ -308,11 +312,11 @@ class QuorumWrite:
         """
         if self.version:
             self.written += self.owners
+            self.answered = 0
+            self._missed, self._told, self._keeping = [], 0, {}
+            self._overtaken_by = b""
         self.version = version
-        self.answered = 0
         self._open = dict.fromkeys(self.owners)
-        self._missed, self._told, self._keeping = [], 0, {}
-        self._overtaken_by = b""
         return self.owners
 
     def on_reply(self, node_id: NodeId, *, applied: bool, existed: bool, newest: Version) -> None:
@@ -377,6 +381,11 @@ class QuorumWrite:
     def waits_for_others(self, node_id: NodeId) -> bool:
         """Whether anybody but this node may still acknowledge."""
         return bool(self._keeping) or any(item != node_id for item in self._open)
+
+    @property
+    def has_missed(self) -> bool:
+        """Whether `missed` has somebody to name."""
+        return len(self._missed) > self._told
 
     def missed(self) -> list[NodeId]:
         """Return the missed owners that were not named before."""

@@ -33,10 +33,11 @@ from zephyr.store.digest import entry_digest
 from zephyr.store.eviction import make_eviction
 from zephyr.store.record import (
     FLAG_DEADLINE,
+    FLAG_TOMBSTONE,
     FLAGS_AT,
+    VERSION_BYTES,
     VERSION_ZERO,
     record_expires_unix_ms,
-    record_is_tombstone,
     record_version,
     version_unix_ms,
 )
@@ -205,15 +206,16 @@ class Store:
             self._expire(slot, key, standing)
             entries = self._slots.get(slot)
             standing = entries.get(key) if entries else None
-        version = record_version(record)
-        newest = record_version(standing) if standing else self._mark(slot, key)
+        version = record[:VERSION_BYTES]
+        newest = standing[:VERSION_BYTES] if standing else self._mark(slot, key)
         existed = bool(standing)
-        if version <= newest:
+        is_newer = version > newest
+        if not is_newer:
             same = version == newest and (existed or self._is_tombstone(slot, key, version))
             return Applied(same, existed, newest)
-        if record_is_tombstone(record):
+        if record[FLAGS_AT] & FLAG_TOMBSTONE:
             self._apply_tombstone(slot, key, record, standing)
-            return Applied(applied=True, existed=existed, newest=version)
+            return Applied(is_newer, existed, version)
         size = self._size(key, record)
         if size > self.bytes_max:
             return Applied(applied=False, existed=existed, newest=newest, too_large=True)
@@ -222,7 +224,7 @@ class Store:
         self._put(slot, key, record, standing, size, cold=cold)
         if self.bytes_used > self.bytes_max:
             self._evict(key)
-        return Applied(applied=True, existed=existed, newest=version)
+        return Applied(is_newer, existed, version)
 
     def drop_outdated(self, slot: int, key: bytes, mark: Version) -> bool:
         """Drop a value below a mark that another replica has of its key, and keep that mark. False: there is none."""
@@ -286,28 +288,30 @@ class Store:
         return size + DEADLINE_OVERHEAD_BYTES if record and record[FLAGS_AT] & FLAG_DEADLINE else size
 
     def _put(self, slot: int, key: bytes, record: bytes, standing: bytes | None, size: int, *, cold: bool) -> None:
+        """`standing`: what is there for the key; empty for an entry that is only listed."""
         entries = self._slots.get(slot)
         if entries is None:
             entries = self._slots[slot] = {}
         digest = self._digests.get(slot, 0) ^ entry_digest(key, record)
         if standing:
-            self.bytes_used -= self._size(key, standing)
+            size -= self._size(key, standing)
             digest ^= entry_digest(key, standing)
-            self._unschedule(key, standing)
-            self.items -= 1
-        elif standing is not None:
-            self.bytes_used -= self._size(key, standing)
-            self._emptied -= 1
+            if standing[FLAGS_AT] & FLAG_DEADLINE:
+                self._unschedule(key, standing)
         else:
-            self._policy.admit(key, cold=cold)
-        if slot in self._tombstones:
-            mark = self._remove_tombstone(slot, key)
-            if mark is not None:
-                digest ^= entry_digest(key, mark)
+            self.items += 1
+            if standing is None:
+                self._policy.admit(key, cold=cold)
+            else:
+                size -= self._size(key, standing)
+                self._emptied -= 1
+            if slot in self._tombstones:
+                mark = self._remove_tombstone(slot, key)
+                if mark is not None:
+                    digest ^= entry_digest(key, mark)
         entries[key] = record
         self._digests[slot] = digest
         self.bytes_used += size
-        self.items += 1
         if record[FLAGS_AT] & FLAG_DEADLINE:
             self._schedule(key, record_expires_unix_ms(record))
 
