@@ -71,12 +71,17 @@ FLEETING_MS = (1000, 2000, 4000)
 """Deadlines."""
 
 
+def node_count(seed: int) -> int:
+    """Return how many nodes a seed has."""
+    return NODES[seed % len(NODES)]
+
+
 class ClaimsRun(FaultyCluster):
     """One seed: a plan drawn from the simulation's own random source, and its history."""
 
-    def __init__(self, seed: int, node_count: int = 0) -> None:
-        """`node_count` 0: one of `NODES`."""
-        count = node_count or NODES[seed % len(NODES)]
+    def __init__(self, seed: int, nodes: int = 0) -> None:
+        """`nodes` 0: `node_count` of the seed."""
+        count = nodes or node_count(seed)
         ids = [f"n{number}" for number in range(1, count + 1)]
         run = Run(
             scenario="claims",
@@ -356,9 +361,9 @@ class Played(NamedTuple):
         return values
 
 
-def play_seed(seed: int, node_count: int = 0) -> Played:
+def play_seed(seed: int, nodes: int = 0) -> Played:
     """Play one seed. Whatever breaks is its result."""
-    run = ClaimsRun(seed, node_count)
+    run = ClaimsRun(seed, nodes)
     report, failure = None, ""
     try:
         report = run.run()

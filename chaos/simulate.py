@@ -43,11 +43,12 @@ class Plan(NamedTuple):
 
     seeds: int
     nodes: tuple[int, ...]
+    """Each with all seeds; empty: as many as the seed says."""
 
 
 PLANS = {
     "cluster": Plan(2000, (5,)),
-    "claims": Plan(200, (5, 6, 7)),
+    "claims": Plan(200, ()),
     "lifeguard": Plan(20, scenarios.LIFEGUARD_NODES),
     "crash": Plan(20, (10, 100, 1000)),
     "container": Plan(20, (10, 100)),
@@ -63,7 +64,12 @@ PLANS = {
 def cases(
     scenario: str, seeds: int, nodes: Sequence[int], profile: str, arms: Iterable[str] = scenarios.LIFEGUARD_ARMS
 ) -> list[Case]:
-    """Return every run of a scenario, cell by cell. `arms`: of `LIFEGUARD_ARMS`, for the scenario `lifeguard`."""
+    """Return every run of a scenario, cell by cell. `arms`: of `LIFEGUARD_ARMS`, for the scenario `lifeguard`.
+
+    `nodes` may be empty for `claims`: each seed has its number of them then.
+    """
+    if scenario == "claims" and not nodes:
+        return [Case(scenario, seed=seed, nodes=claims.node_count(seed)) for seed in range(1, seeds + 1)]
     cells = [Case(scenario, nodes=count, profile=profile) for count in nodes]
     if scenario == "lifeguard":
         cells = [
@@ -88,7 +94,7 @@ def play(case: Case) -> Result:
 
 
 def play_all(runs: Sequence[Case]) -> list[Result]:
-    """Play many runs on all cores, behind a progress bar. The results come in the runs' order."""
+    """Play many runs on all cores, and tell at once what failed. The results come in the order of the runs."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
@@ -103,6 +109,8 @@ def play_all(runs: Sequence[Case]) -> list[Result]:
         for future in concurrent.futures.as_completed([pool.submit(play, case) for case in order]):
             result = future.result()
             results[result.case] = result
+            if result.failure:
+                progress.console.print(f"seed {result.case.seed}: {result.failure}", markup=False)
             progress.advance(task)
     return [results[case] for case in runs]
 
@@ -181,7 +189,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Random runs of the cluster in virtual time.")
     parser.add_argument("--scenario", choices=tuple(PLANS), default="cluster")
     parser.add_argument("--seeds", type=int, help="how many seeds of each cell, from 1 on")
-    parser.add_argument("--nodes", help="how many nodes, or several numbers with commas between")
+    parser.add_argument("--nodes", help="how many nodes, or several numbers, each with all seeds")
     parser.add_argument("--profile", choices=tuple(GOSSIP_PACES), default="lan", help="pace of gossip")
     arms = ",".join(scenarios.LIFEGUARD_ARMS)
     parser.add_argument("--arms", default=arms, help=f"what the scenario lifeguard compares (default {arms})")
@@ -202,7 +210,8 @@ def main() -> int:
     if unknown := [arm for arm in arguments.arms.split(",") if arm not in scenarios.LIFEGUARD_ARMS]:
         parser.error(f"no such arm: {unknown[0]!r}; there are {arms}")
     if one is None and arguments.seed is not None:
-        one = Case(arguments.scenario, seed=arguments.seed, nodes=nodes[0], profile=arguments.profile)
+        count = nodes[0] if nodes else claims.node_count(arguments.seed)
+        one = Case(arguments.scenario, seed=arguments.seed, nodes=count, profile=arguments.profile)
     if one is not None:
         return replay(one, log=arguments.log, history=arguments.history)
     seeds = plan.seeds if arguments.seeds is None else arguments.seeds

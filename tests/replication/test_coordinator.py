@@ -445,6 +445,16 @@ def test_what_a_batch_sends_to_one_peer_goes_in_one_frame_and_each_call_has_its_
     coordinator.check_invariants()
 
 
+def test_a_frame_is_one_answer_where_latencies_are_counted():
+    coordinator = build("n1", "n2", "n3")
+    requests = [WriteRequest(b"key-%d" % number, b"value") for number in range(3)]
+    _, effects = coordinator.begin_all(requests, at(1))
+    for frame in sends(effects):
+        completions(coordinator, frame, ((0, acknowledged()),) * 3)
+    samples = {node_id: peer.samples for node_id, peer in coordinator.latencies._peers.items()}
+    assert samples == dict.fromkeys(("n2", "n3"), [pytest.approx(0.1)])
+
+
 @pytest.mark.parametrize("answers", [(), ((0, ()),) * 2, (0, ()), (b"", (), "")])
 def test_a_frame_whose_answer_has_another_form_answers_none_of_its_calls(answers):
     coordinator = build("n1", "n2", "n3")
