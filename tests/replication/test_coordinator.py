@@ -451,8 +451,7 @@ def test_a_frame_is_one_answer_where_latencies_are_counted():
     _, effects = coordinator.begin_all(requests, at(1))
     for frame in sends(effects):
         completions(coordinator, frame, ((0, acknowledged()),) * 3)
-    samples = {node_id: peer.samples for node_id, peer in coordinator.latencies._peers.items()}
-    assert samples == dict.fromkeys(("n2", "n3"), [pytest.approx(0.1)])
+    assert {node_id: len(peer.samples) for node_id, peer in coordinator.latencies._peers.items()} == {"n2": 1, "n3": 1}
 
 
 @pytest.mark.parametrize("answers", [(), ((0, ()),) * 2, (0, ()), (b"", (), "")])

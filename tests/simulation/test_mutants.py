@@ -10,6 +10,7 @@ from test_membership import Cluster
 
 from zephyr.cluster import Reconciler
 from zephyr.confirmation import Confirmation
+from zephyr.etcd.lease import EtcdMembership
 from zephyr.evictions import Evictions
 from zephyr.node import Node
 
@@ -73,7 +74,15 @@ def take_over_at_once(reconciler, etcd, now):
     return TAKE_OVER(reconciler, etcd, now)
 
 
-TAKE_OVER = Reconciler._take_over
+def keep_own_ring(reconciler, etcd, settled, why, now):
+    if settled:
+        return END_TAKEOVER(reconciler, etcd, settled, why, now)
+    reconciler.lead = "takeover"
+    reconciler._standing.pop(reconciler.settings.id, None)
+    return []
+
+
+TAKE_OVER, END_TAKEOVER = Reconciler._take_over, Reconciler._end_takeover
 NEVER = property(lambda self: False, lambda self, value: None)
 """An attribute that stays false, whatever is written to it."""
 
@@ -130,6 +139,16 @@ MUTANTS = {
     "who was out of the ring for a moment keeps what it had": Mutant(
         Node, "_must_drop_all", NEVER,
         scenarios.test_however_soon_it_is_back_a_node_that_was_out_of_the_ring_drops_what_it_kept,
+    ),
+    "whom the others went on without asks those of its own ring": Mutant(
+        Reconciler, "_end_takeover", keep_own_ring,
+        seeded(
+            scenarios.test_whom_the_others_went_on_without_fetches_what_they_wrote_though_all_owners_of_a_key_are_back_at_once
+        ),
+    ),
+    "the first to come when all leases have ended waits for nobody": Mutant(
+        EtcdMembership, "found_all_lapsed", NEVER,
+        seeded(scenarios.test_who_starts_when_all_leases_have_ended_is_never_the_only_owner),
     ),
 }  # fmt: skip
 
