@@ -62,6 +62,8 @@ IN_FLIGHT_MAX = 1000
 """Requests that wait; what would be one more is left out, and counted."""
 AT_ONCE = 32
 """Requests at a time that are not part of the load."""
+VANISHING_EVERY = 4
+"""One key of so many is deleted now and then, and written with a deadline: what the others hold must never be gone."""
 SKEW_MAX_MS = 50
 """Of clocks on one machine."""
 SETTLE_S = 4.0
@@ -78,7 +80,7 @@ class LoadPlan(NamedTuple):
     put_share: float = 0.45
     delete_share: float = 0.05
     fleeting_share: float = 0.1
-    """Of puts: with a deadline of `fleeting_ms`. They and deletes go to a quarter of the keys."""
+    """Of puts: with a deadline of `fleeting_ms`. They and deletes go to one key of `VANISHING_EVERY`."""
     fleeting_ms: int = 3000
     processes: int = 16
     seed: int = 1
@@ -193,15 +195,16 @@ class Load:
         """Return the plan's next operation."""
         plan, number = self.plan, rng.randrange(self.plan.keys)
         process, share = f"c{rng.randrange(plan.processes)}", rng.random()
-        is_changeable = number % 4 == 0
-        asked = _Asked(process, "get", self._key(number))
+        vanishing = self._key(number - number % VANISHING_EVERY)
         if share < plan.put_share:
-            is_fleeting = is_changeable and rng.random() < plan.fleeting_share
             self._written += 1
-            asked = _Asked(process, "put", asked.key, f"v{self._written}", plan.fleeting_ms if is_fleeting else 0)
-        elif share < plan.put_share + plan.delete_share and is_changeable:
-            asked = _Asked(process, "delete", asked.key)
-        return asked
+            value = f"v{self._written}"
+            if rng.random() < plan.fleeting_share:
+                return _Asked(process, "put", vanishing, value, plan.fleeting_ms)
+            return _Asked(process, "put", self._key(number), value)
+        if share < plan.put_share + plan.delete_share:
+            return _Asked(process, "delete", vanishing)
+        return _Asked(process, "get", self._key(number))
 
     async def _operate(self, asked: _Asked, due_s: float) -> None:
         """Do one operation of the plan."""

@@ -151,8 +151,11 @@ async def test_late_requests_are_made_up_for_and_their_latency_counts_from_when_
 
 
 async def test_no_two_puts_write_the_same_value_and_what_is_sent_is_written_down(start):
-    load, node = await start(put_share=0.5, delete_share=0.5, fleeting_share=1.0, fleeting_ms=700)
+    load, node = await start(put_share=0.5, delete_share=0.5, fleeting_share=0.4, fleeting_ms=700)
     operations = await operations_of(load, 100)
+    kinds = Counter(item.kind if not item.ttl_ms else "fleeting" for item in operations)
+    assert 35 < kinds["delete"] < 65, "the share that was asked for"
+    assert 10 < kinds["fleeting"] < 30
     values = [item.value for item in operations if item.kind == "put"]
     assert len(set(values)) == len(values) > 20
     bodies = [item.value.encode().ljust(32, b".") if item.value else b"" for item in operations]
