@@ -72,6 +72,7 @@ from zephyr.model import (
 from zephyr.peer.wire import Operation, Status
 from zephyr.replication.coordinator import Coordinator, Pending
 from zephyr.replication.hints import CALL_ID_MIN as HINTS_CALL_ID_MIN
+from zephyr.replication.leftovers import Leftovers
 from zephyr.replication.level import CALL_ID_MIN as LEVEL_CALL_ID_MIN
 from zephyr.replication.level import Levels
 from zephyr.replication.survey import CALL_ID_MIN as SURVEY_CALL_ID_MIN
@@ -83,10 +84,6 @@ from zephyr.store.store import Store
 
 TIMELINE_MAX = 1000
 """Entries kept for /debug/timeline: hours of a calm cluster, minutes of a stormy one."""
-SLICE_KEYS = 500
-"""Keys handled by one slice of long work: well under 5 ms."""
-SLICE_SLOTS = 1024
-"""Slots looked at by one slice of long work."""
 EXPIRY_SLICE_KEYS = 200
 """Keys expired by one slice: each costs 6 us, 12 where the machine is busy, and far more memory than cache."""
 EXPIRY_PAUSE_S = 0.004
@@ -127,6 +124,7 @@ class Node:
         self.ring: Ring = build_ring((), settings.replicas, settings.virtual_nodes)
         self.clock = HybridLogicalClock(settings.id)
         self.levels = Levels(settings.id, self.ring, self.store, self.clock)
+        self.leftovers = Leftovers(settings.id, self.store)
         self.coordinator = Coordinator(
             settings, self.ring, self.store, self.clock, self.levels.is_level, phi=self._phi_of
         )
@@ -144,9 +142,6 @@ class Node:
         self._view_next: ClusterView | None = None
         self._witness_changes_seen = (-1, -1)
         self._connections_changed = False
-        self._reclaiming: deque[int] = deque()
-        self._must_drop_all = False
-        """The others may have written without this node, so nothing that it keeps may be served."""
         self._expire_at_s = now.monotonic_s + EXPIRY_PERIOD_S
         self._leave_asked = False
         self._stop_at_s = inf
@@ -240,7 +235,7 @@ class Node:
 
     def deadline(self) -> float:
         """Return the monotonic second at which `TimerFired` is due; -inf: now."""
-        if self._building is not None or self._reclaiming:
+        if self._building is not None:
             return -inf
         return min(
             inf if self.etcd is None else self.etcd.deadline(),
@@ -249,6 +244,7 @@ class Node:
             inf if self.relay is None else self.relay.deadline(),
             self.confirmation.deadline(),
             self.levels.deadline(),
+            self.leftovers.deadline(),
             self.coordinator.deadline(),
             self.hints.deadline(),
             self.survey.deadline(),
@@ -274,7 +270,8 @@ class Node:
         effects += self.coordinator.poll(now)
         effects += self._reconcile(now)
         effects += self._build(now)
-        self._reclaim()
+        if self.leftovers.poll(self.ring, now):
+            self.levels.begin_anew()
         effects += self._level(now)
         effects += self._confirm(now)
         effects += self.hints.poll(self.ring, self._routable, now)
@@ -363,7 +360,7 @@ class Node:
         """Find out whether this node may take itself for an owner; let requests that waited for that begin."""
         if self.etcd is None:
             return []
-        is_owner = self._is_owner and not self._must_drop_all
+        is_owner = self._is_owner and not self.leftovers.is_dropping_all
         is_etcds_word = self.cluster.lead in ("etcd", "held")
         effects = self.confirmation.update(
             self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner, is_etcds_word=is_etcds_word
@@ -401,7 +398,7 @@ class Node:
         self._routable = {row.member.id: True for row in view.members if row.routable}
         self._living = {row.member.id: True for row in view.members if row.gossip not in ("dead", "left")}
         if self.settings.id not in view.owners and self.settings.id in self.view.owners:
-            self._must_drop_all, self._reclaiming = True, deque(self.store.occupied_slots())
+            self.leftovers.drop_all()
         if view.digest == self.coordinator.digest:
             self._building = self._view_next = None
             return [*effects, *self._publish(view)]
@@ -437,8 +434,7 @@ class Node:
         if ring.members != self.ring.members:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
-            if not self._must_drop_all:
-                self._reclaiming = deque(self.store.occupied_slots())
+            self.leftovers.ring_changed()
         self.ring = ring
         self.levels.ring_changed(ring)
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
@@ -450,21 +446,6 @@ class Node:
         self._is_owner = self.settings.id in view.owners
         self.swim.ring_digest = view.digest
         return [PublishView(view)]
-
-    def _reclaim(self) -> None:
-        """Drop slots that this node no longer owns, a slice at a time: should they return, they would be stale.
-
-        All of them when it was out of the ring, however soon it is back.
-        """
-        keys = slots = 0
-        while self._reclaiming and keys < SLICE_KEYS and slots < SLICE_SLOTS:
-            slot = self._reclaiming.popleft()
-            if self._must_drop_all or self.settings.id not in self.ring.owners(slot):
-                keys += self.store.drop_slot(slot)
-            slots += 1
-        if self._must_drop_all and not self._reclaiming:
-            self._must_drop_all = False
-            self.levels.begin_anew()
 
     def _expire(self, now: Instant) -> None:
         """Remove expired entries, a slice at a time."""

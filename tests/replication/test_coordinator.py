@@ -7,7 +7,7 @@ import pytest
 
 from zephyr.config import Settings
 from zephyr.events import CompleteRequest, SendPeer
-from zephyr.model import ClusterView, EtcdStatus, Failure, Instant, Outcome, ReadRequest, WriteRequest
+from zephyr.model import ClusterView, EtcdStatus, Failure, Instant, Outcome, ReadRequest, UpdateRequest, WriteRequest
 from zephyr.peer.wire import Operation, Status
 from zephyr.replication import coordinator as module
 from zephyr.replication.coordinator import (
@@ -27,6 +27,7 @@ from zephyr.store.record import (
     VERSION_ZERO,
     HybridLogicalClock,
     pack_record,
+    record_expires_unix_ms,
     record_value,
     record_version,
     version_unix_ms,
@@ -276,6 +277,25 @@ def test_an_evicted_value_is_a_hit_elsewhere_and_is_not_brought_back():
     effects = coordinator.replied(digest.call_id, Status.OK, ghost, at(2.1))
     assert record_value(completed(effects).record) == b"kept"
     assert sends(effects) == []
+
+
+@pytest.mark.parametrize("jump_ms", [3_600_000, -3_600_000])
+def test_the_only_owner_does_not_follow_a_jump_of_its_clock_before_a_peers_does(jump_ms):
+    coordinator = build("n1")
+    coordinator.poll(at(1))
+    jumped = Instant(2.0, at(2).unix_ms + jump_ms)
+    written = coordinator.begin_write(WriteRequest(b"key", b"v", ttl_ms=5000), jumped)
+    assert version_unix_ms(written.version) == at(2).unix_ms
+    record = coordinator.store.peek(key_slot(b"key"), b"key", at(2).unix_ms)
+    assert record_expires_unix_ms(record) == at(2).unix_ms + 5000
+    counted = coordinator.begin_update(UpdateRequest(b"other", "increment", step=1), jumped)
+    assert version_unix_ms(counted.version) == at(2).unix_ms
+
+    followed = build("n1")
+    followed.poll(at(1))
+    followed.skew.heard("n2", jumped.unix_ms, jumped)
+    written = followed.begin_write(WriteRequest(b"key", b"v"), Instant(3.0, jumped.unix_ms + 1000))
+    assert version_unix_ms(written.version) == jumped.unix_ms + 1000
 
 
 def test_a_slow_replica_is_not_waited_for_and_is_repaired_when_it_answers():

@@ -297,6 +297,37 @@ def test_after_it_dropped_all_a_node_fetches_all_again():
     assert_complete(cluster)
 
 
+def joined_by_two() -> tuple[Cluster, Side, list[bytes]]:
+    """Two nodes join at once: the cluster, one of them, and the keys of which both and nobody else are the owners."""
+    old = ("n1", "n2", "n3", "n4", "n5", "n6")
+    cluster = filled(*old, replicas=2)
+    for node_id in ("n7", "n8"):
+        cluster.sides[node_id] = Side(node_id)
+        cluster.sides[node_id].levels.ring_changed(ring(*old, replicas=2))
+    cluster.change(*old, "n7", "n8")
+    keys = [key for key in KEYS if set(cluster.owners(key)) == {"n7", "n8"}]
+    assert keys
+    return cluster, cluster.sides["n8"], keys
+
+
+def test_who_begins_anew_still_asks_those_who_owned_a_slot_before():
+    cluster, newcomer, keys = joined_by_two()
+    newcomer.levels.begin_anew()
+    cluster.sides["n7"].levels.begin_anew()
+    cluster.settle()
+    assert [key for key in keys if newcomer.value(key) is None] == []
+
+
+def test_who_begins_anew_still_asks_those_who_owned_a_slot_before_an_earlier_change():
+    cluster, newcomer, keys = joined_by_two()
+    cluster.change("n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9")
+    newcomer.levels.begin_anew()
+    cluster.settle()
+    kept = [key for key in keys if "n8" in cluster.owners(key)]
+    assert kept
+    assert [key for key in kept if newcomer.value(key) is None] == []
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.binary(max_size=5),
     lambda inner: st.lists(inner, max_size=4).map(tuple),

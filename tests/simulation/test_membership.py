@@ -7,10 +7,10 @@ import pytest
 from chaos import simulator
 from chaos.cluster_scenarios import SETTINGS
 from chaos.simulator import Simulation
-from zephyr import node
 from zephyr.etcd.registration import encode_registration
 from zephyr.events import EvictionRequested, HoldReleaseRequested
 from zephyr.model import Failure, Member, MemberView, Outcome, ReadRequest, WriteRequest
+from zephyr.replication import leftovers
 from zephyr.ring.ring import key_slot
 
 IDS = ["n1", "n2", "n3", "n4", "n5"]
@@ -739,6 +739,7 @@ def test_half_of_a_cluster_whose_leases_ended_while_it_was_cut_off_serves_nothin
 def test_whom_the_others_went_on_without_fetches_what_they_wrote_though_all_owners_of_a_key_are_back_at_once(seed):
     ids = [*IDS, "n6", "n7"]
     cluster = Cluster(seed, replicas=3)
+    cluster.keys = [b"key-%d" % number for number in range(300)]
     for node_id in ids:
         cluster.simulation.start(node_id)
     cluster.wait(4)
@@ -752,10 +753,30 @@ def test_whom_the_others_went_on_without_fetches_what_they_wrote_though_all_owne
     cluster.heal()
     cluster.wait(10)
     assert cluster.rings() == dict.fromkeys(ids, ids)
-    for number, key in enumerate(KEYS):
-        record = cluster.ask(ids[number % 7], ReadRequest(key)).record
-        assert record is not None
-        assert record.endswith(b"new")
+    asked = [cluster.simulation.submit(ids[3], ReadRequest(key)) for key in cluster.keys]
+    cluster.wait(3)
+    outcomes = [item if isinstance(item, Outcome) else cluster.simulation.outcomes[item] for item in asked]
+    assert [key for key, outcome in zip(cluster.keys, outcomes, strict=True) if outcome.record is None] == []
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_write_that_one_owner_missed_survives_when_the_other_two_are_replaced_at_once(seed):
+    ids = [*IDS, "n6", "n7", "n8"]
+    cluster = Cluster(seed, replicas=3).started()
+    cluster.keys = [b"key-%d" % number for number in range(100)]
+    for other in IDS[:2] + IDS[3:]:  # It is heard, and no record reaches it.
+        cluster.simulation.cuts[other, "n3"] = True
+    cluster.write_all(b"new")
+    for node_id in ids[5:]:
+        cluster.simulation.start(node_id)
+    cluster.wait(1.5)
+    assert cluster.rings() == dict.fromkeys(ids, ids)
+    asked = [cluster.simulation.submit("n6", ReadRequest(key)) for key in cluster.keys]
+    cluster.wait(3)
+    outcomes = [item if isinstance(item, Outcome) else cluster.simulation.outcomes[item] for item in asked]
+    found = [outcome.record is not None for outcome in outcomes if outcome.failure is None]
+    assert found == [True] * len(found)
+    assert len(found) > 80
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
@@ -807,7 +828,7 @@ def test_a_node_that_stood_still_compares_with_etcd_before_it_trusts_its_lease()
 
 def test_however_soon_it_is_back_a_node_that_was_out_of_the_ring_drops_what_it_kept(monkeypatch):
     monkeypatch.setattr(simulator, "TIMER_STEP_S", 0.05)
-    monkeypatch.setattr(node, "SLICE_KEYS", 1)  # What it keeps takes long to drop.
+    monkeypatch.setattr(leftovers, "SLICE_KEYS", 1)  # What it keeps takes long to drop.
     cluster = Cluster(replicas=3).started()
     cluster.keys = [b"key-%d" % number for number in range(400)]
     cluster.write_all(b"old")

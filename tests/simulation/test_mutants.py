@@ -12,7 +12,8 @@ from zephyr.cluster import Reconciler
 from zephyr.confirmation import Confirmation
 from zephyr.etcd.lease import EtcdMembership
 from zephyr.evictions import Evictions
-from zephyr.node import Node
+from zephyr.replication import leftovers
+from zephyr.replication.leftovers import Leftovers
 
 
 def started(scenario: Callable[[Cluster], None]) -> Callable[[pytest.MonkeyPatch], None]:
@@ -38,7 +39,7 @@ def alone(scenario: Callable[[], None]) -> Callable[[pytest.MonkeyPatch], None]:
 class Mutant:
     """What is replaced, by what, and the scenario that tells."""
 
-    owner: type
+    owner: object
     name: str
     replacement: object
     scenario: Callable[[pytest.MonkeyPatch], None]
@@ -137,7 +138,7 @@ MUTANTS = {
         alone(scenarios.test_who_was_removed_while_etcd_was_away_is_not_confirmed_by_its_lease_alone),
     ),
     "who was out of the ring for a moment keeps what it had": Mutant(
-        Node, "_must_drop_all", NEVER,
+        Leftovers, "is_dropping_all", NEVER,
         scenarios.test_however_soon_it_is_back_a_node_that_was_out_of_the_ring_drops_what_it_kept,
     ),
     "whom the others went on without asks those of its own ring": Mutant(
@@ -145,6 +146,10 @@ MUTANTS = {
         seeded(
             scenarios.test_whom_the_others_went_on_without_fetches_what_they_wrote_though_all_owners_of_a_key_are_back_at_once
         ),
+    ),
+    "what is owned no more is dropped at once": Mutant(
+        leftovers, "KEPT_S", 0.0,
+        seeded(scenarios.test_a_write_that_one_owner_missed_survives_when_the_other_two_are_replaced_at_once),
     ),
     "the first to come when all leases have ended waits for nobody": Mutant(
         EtcdMembership, "found_all_lapsed", NEVER,

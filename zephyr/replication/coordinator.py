@@ -346,6 +346,7 @@ class Coordinator:
         return self.settings.quorum(wanted, replicas)
 
     def _write_alone(self, request: WriteRequest, slot: int, now: Instant) -> Outcome:
+        now = self.skew.steadied(now)
         version = self.clock.stamp(now.unix_ms)
         applied = self.replica.write(slot, request.key, self._record(request, version, now), now)
         if not applied.applied:
@@ -540,6 +541,8 @@ class Coordinator:
 
     def _send_write(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
         request, change = running.request, running.change
+        if len(machine.owners) == 1:
+            now = self.skew.steadied(now)
         version = self._stamp(running, machine.owners, now)
         while True:
             if change is not None:

@@ -82,7 +82,8 @@ class Levels:
         self._id = node_id
         self._store = store
         self._clock = clock
-        self._ring = self._before = ring  # Empty at first: before it started, this node owned nothing.
+        self._ring = self._before = self._held = ring  # Empty at first: before it started, this node owned nothing.
+        """Now; before the last change, whose owners are asked; and of whose slots this node holds all it should."""
         self._members: frozenset[NodeId] = frozenset()
         """Who is in the ring."""
         self._cursor = SLOTS
@@ -100,7 +101,7 @@ class Levels:
         """Whether an owned slot holds all that it should."""
         if slot < self._cursor:
             return slot not in self._pending
-        return slot not in self._pending and (self._id in self._before.owners(slot) or not self._asked_of(slot))
+        return slot not in self._pending and (self._id in self._held.owners(slot) or not self._asked_of(slot))
 
     @property
     def pending(self) -> int:
@@ -129,26 +130,32 @@ class Levels:
         """Use another ring from now on: see, slice by slice, what this node came to own."""
         while self._cursor < SLOTS:  # The changes before this one are settled first.
             self._scan()
-        self._before, self._ring, self._cursor = self._ring, ring, 0
+        self._before = self._held = self._ring
+        self._ring, self._cursor = ring, 0
         self._members = frozenset(member.id for member in ring.members)
 
     def begin_anew(self) -> None:
-        """What this node kept is gone, or may be stale: nothing is level that somebody else owns too."""
-        self._pending, self._sources, self._calls = {}, {}, {}
-        self._before, self._cursor = self._nothing, 0
+        """What this node kept is gone, or may be stale: nothing is level that somebody else owns too.
+
+        Whoever was still to be asked is: it may be the last to have what the owners of now came too late for.
+        """
+        for source in self._sources.values():
+            source.after_key, source.call_id, source.due_s = b"", 0, -inf
+        self._calls = {}
+        self._held, self._cursor = self._nothing, 0
 
     def _scan(self) -> None:
         """Look at one slice of slots."""
         end = min(self._cursor + SCAN_SLOTS, SLOTS)
-        gained = self._ring.gained(self._before, self._id, self._cursor, end)
+        gained = self._ring.gained(self._held, self._id, self._cursor, end)
         found = [(len(asked), slot, asked) for slot in gained if (asked := self._asked_of(slot))]
-        for count, slot, asked in sorted(found):
-            if slot not in self._pending:
-                self._pending[slot] = count
-                for node_id in asked:
-                    if node_id not in self._sources:
-                        self._sources[node_id] = _Source()
+        for _, slot, asked in sorted(found):
+            for node_id in asked:
+                if node_id not in self._sources:
+                    self._sources[node_id] = _Source()
+                if slot not in self._sources[node_id].slots:
                     self._sources[node_id].slots[slot] = None
+                    self._pending[slot] = self._pending.get(slot, 0) + 1
         self._cursor = end
         if end == SLOTS:
             for slot in [item for item in self._pending if self._id not in self._ring.owners(item)]:

@@ -32,6 +32,8 @@ class Skew:
         """Of the wall clock from the monotonic one, when the differences were heard."""
         self._agreed_s = -inf
         """When a peer's clock last agreed with this one."""
+        self._steady_offset_ms: float | None = None
+        """Of the wall clock from the monotonic one: when a peer's clock last agreed, or else when it was first read."""
 
     @property
     def is_off(self) -> bool:
@@ -41,6 +43,19 @@ class Skew:
     def is_trusted(self, now: Instant) -> bool:
         """Whether a peer's clock has agreed with this one lately, and this one has not jumped since."""
         return now.monotonic_s - self._agreed_s < AGE_MAX_S and not self.is_off and not self._jumped(now)
+
+    def steadied(self, now: Instant) -> Instant:
+        """Return `now` as if nobody had set the wall clock since a peer's last agreed with it.
+
+        For a node that is alone with what it stamps: there is nobody to refuse a stamp of an hour ahead, and once the
+        others are back nothing that they write would stand beside it.
+        """
+        offset_ms = now.unix_ms - now.monotonic_s * 1000
+        if self._steady_offset_ms is None:
+            self._steady_offset_ms = offset_ms
+        if abs(offset_ms - self._steady_offset_ms) <= SKEW_MAX_MS:
+            return now
+        return Instant(now.monotonic_s, round(now.monotonic_s * 1000 + self._steady_offset_ms))
 
     def heard(self, node_id: NodeId, unix_ms: int, now: Instant) -> None:
         """A peer's answer carried its clock."""
@@ -55,9 +70,11 @@ class Skew:
         self._differences[node_id] = difference
         if -SKEW_MAX_MS <= difference_ms <= SKEW_MAX_MS:
             self._agreed_s = now.monotonic_s
+            self._steady_offset_ms = now.unix_ms - now.monotonic_s * 1000
 
     def poll(self, now: Instant) -> None:
         """Compute the median anew, of what is fresh."""
+        self.steadied(now)
         if not self._differences:
             return
         fresh = {node_id: item for node_id, item in self._differences.items() if now.monotonic_s - item[1] < AGE_MAX_S}
