@@ -117,6 +117,30 @@ def test_who_comes_when_all_leases_have_ended_waits_no_longer_than_for_a_takeove
     assert registry.view(1 + SETTINGS.takeover_max).owners == ("n1",)
 
 
+def test_who_comes_when_all_leases_have_ended_and_loses_etcd_again_is_not_the_only_owner():
+    registry = Registry()
+    registry.etcd.found_all_lapsed = True
+    registry.swim.assume([member(node_id) for node_id in ALL[1:]], at(0))
+    registry.say(OWN)
+    registry.view(1)
+    registry.etcd._reason_since_s = 2.0
+    assert registry.view(3).owners == ()
+    for second in (SETTINGS.bootstrap_after, SETTINGS.bootstrap_after + 1):
+        assert registry.view(second).owners == ALL, "provisional: what etcd last said is of nobody's ring"
+
+
+def test_an_etcd_that_fails_for_a_moment_starts_no_wait_anew():
+    registry = Registry()
+    registry.etcd.found_all_lapsed = True
+    registry.say(OWN)
+    registry.view(1)
+    registry.etcd._reason_since_s = 1.5
+    registry.view(1.6)
+    registry.etcd._reason_since_s = None
+    assert registry.view(2).owners == ()
+    assert registry.view(1 + GATHER_S).owners == ("n1",)
+
+
 def test_who_comes_alone_when_all_leases_have_ended_is_ready_after_a_moment():
     registry = Registry()
     registry.etcd.found_all_lapsed = True

@@ -124,7 +124,8 @@ class Reconciler:
     @property
     def is_gathering(self) -> bool:
         """Whether this node makes no ring yet of those who are registered: whoever lives is to be among them."""
-        return self.lead == "takeover" and not self.ring_members
+        is_first = self.etcd is not None and self.etcd.found_all_lapsed and not self.ring_members
+        return is_first and self.lead == "takeover"
 
     def _before(self, at_s: float, now: Instant) -> bool:
         """Whether a moment lies ahead; `deadline` then names it."""
@@ -239,7 +240,7 @@ class Reconciler:
         if not self._base:
             # Any committed view comes before a provisional one.
             self._adoption_count = -1 if self.has_provisional_ring else etcd.adoption_count
-            self._base = dict(self.ring_members)
+            self._base = dict(self.ring_members or self._committed())
             self._base_heard_since_s, self._was_minority = inf, False
             self._held_since_s = None
             notes.append(
@@ -249,7 +250,8 @@ class Reconciler:
         if self._adoption_count != etcd.adoption_count:
             self._adoption_count = etcd.adoption_count
             committed = self._committed()
-            if self.has_provisional_ring or not self._is_doubtful(etcd, committed):
+            is_better = self.has_provisional_ring and not etcd.found_all_lapsed
+            if is_better or not self._is_doubtful(etcd, committed):
                 self._base, self.has_provisional_ring = committed or self._base, False
         self._listen_to_base(now)
         if self._base_heard_since_s < inf:
@@ -331,7 +333,9 @@ class Reconciler:
 
     def _start_cold(self, now: Instant) -> list[Effect]:
         """Nobody knows a committed view: after a while, and with enough members heard, make a provisional ring."""
-        self.lead, self._takeover_since_s = "cold", None
+        self.lead = "cold"
+        if self.etcd is not None and now.monotonic_s >= self.etcd.silent_since_s() + GOSSIP_LEADS_AFTER_S:
+            self._takeover_since_s = None
         expected = self.settings.bootstrap_expect if self.settings.join else 1
         if not self.has_provisional_ring:
             if self._before(self._started_s + self.settings.bootstrap_after, now) or len(self._heard_ids()) < expected:

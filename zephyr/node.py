@@ -271,7 +271,7 @@ class Node:
         effects += self._reconcile(now)
         effects += self._build(now)
         if self.leftovers.poll(self.ring, now):
-            self.levels.begin_anew()
+            self.levels.begin_anew(now)
         effects += self._level(now)
         effects += self._confirm(now)
         effects += self.hints.poll(self.ring, self._routable, now)
@@ -366,7 +366,7 @@ class Node:
             self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner, is_etcds_word=is_etcds_word
         )
         if self.confirmation.has_missed_writes(now, is_owner=self._is_owner):
-            self.levels.begin_anew()
+            self.levels.begin_anew(now)
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
 
     def _level(self, now: Instant) -> list[Effect]:
@@ -436,7 +436,7 @@ class Node:
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
             self.leftovers.ring_changed()
         self.ring = ring
-        self.levels.ring_changed(ring)
+        self.levels.ring_changed(ring, now)
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
     def _publish(self, view: ClusterView) -> list[Effect]:

@@ -214,7 +214,8 @@ def test_a_revision_below_one_seen_before_the_call_means_that_etcd_was_wiped():
     [
         ((settings_pair(),), 10.0, True),
         ((settings_pair(),), 9.0, False),  # Younger than a lease: the first of a new cluster has yet to register.
-        ((settings_pair(), registration("n2")), 60.0, False),
+        ((settings_pair(), registration("n1")), 60.0, True),  # A former life of this node.
+        ((settings_pair(), registration("n1"), registration("n2")), 60.0, False),
         ((), 60.0, False),
     ],
 )

@@ -465,6 +465,16 @@ def test_what_a_batch_sends_to_one_peer_goes_in_one_frame_and_each_call_has_its_
     coordinator.check_invariants()
 
 
+def test_the_late_answer_of_a_read_is_no_latency_since_somebody_else_was_asked_meanwhile():
+    coordinator = build("n1", "n2", "n3")
+    pending = coordinator.begin_read(ReadRequest(b"key"), at(1))
+    [first] = sends(pending.effects)
+    [second] = sends(coordinator.poll(at(1 + PATIENCE_UNKNOWN_S)))
+    assert completed(coordinator.replied(second.call_id, Status.OK, version_found(None), at(1.3)))
+    assert coordinator.replied(first.call_id, Status.OK, version_found(None), at(1.9)) == []
+    assert list(coordinator.latencies._peers) == [second.node_id]
+
+
 def test_a_frame_is_one_answer_where_latencies_are_counted():
     coordinator = build("n1", "n2", "n3")
     requests = [WriteRequest(b"key-%d" % number, b"value") for number in range(3)]

@@ -60,7 +60,7 @@ class Cluster:
         self.second = 1.0
         self.pages: list[SendPeer] = []
         for side in self.sides.values():
-            side.levels.ring_changed(ring(*ids, replicas=replicas))
+            side.levels.ring_changed(ring(*ids, replicas=replicas), at(1))
         self.settle()
 
     def living(self) -> dict[str, bool]:
@@ -71,7 +71,7 @@ class Cluster:
         for node_id in ids:
             self.sides.setdefault(node_id, Side(node_id))
         for node_id in self.living():
-            self.sides[node_id].levels.ring_changed(ring(*ids, replicas=self.replicas))
+            self.sides[node_id].levels.ring_changed(ring(*ids, replicas=self.replicas), at(self.second))
 
     def step(self, duration_s: float = 0.01) -> None:
         """Let every living node ask once, and take in the answers."""
@@ -150,7 +150,7 @@ def test_who_takes_a_dead_members_place_fetches_what_it_had():
 def test_a_node_that_began_anew_has_everything_again():
     cluster = filled("n1", "n2", "n3", "n4", "n5")
     cluster.sides["n2"] = Side("n2")
-    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", "n3", "n4", "n5"))
+    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", "n3", "n4", "n5"), at(1))
     cluster.settle()
     assert_complete(cluster)
 
@@ -174,7 +174,7 @@ def test_a_newcomer_fetches_its_share():
 def test_a_slot_is_level_when_all_others_have_been_asked_and_not_before():
     cluster = filled("n1", "n2", "n3")
     newcomer = cluster.sides["n2"] = Side("n2")
-    newcomer.levels.ring_changed(ring("n1", "n2", "n3"))
+    newcomer.levels.ring_changed(ring("n1", "n2", "n3"), at(1))
     slot = key_slot(KEYS[0])
     assert not newcomer.levels.is_level(slot), "not even before anybody looked at it"
     calls = asked(newcomer, cluster.living())
@@ -198,7 +198,7 @@ def test_deletions_travel_and_newer_values_stay():
     newcomer = cluster.sides["n2"] = Side("n2")
     newcomer.put(KEYS[1], b"written meanwhile", second=30.0)
     newcomer.take(KEYS[0], pack_record(HybridLogicalClock("n9").stamp(UNIX_MS - 1000), b"long ago"))
-    newcomer.levels.ring_changed(ring("n1", "n2", "n3"))
+    newcomer.levels.ring_changed(ring("n1", "n2", "n3"), at(1))
     cluster.settle()
     assert newcomer.value(KEYS[0]) is None
     assert newcomer.value(KEYS[1]) == b"written meanwhile"
@@ -212,7 +212,7 @@ def test_pages_are_bounded_by_keys_and_by_bytes():
     for number in range(20):
         cluster.write(tag + b"large-%d" % number, b"y" * 10_000)
     cluster.sides["n2"] = Side("n2")
-    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", replicas=2))
+    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", replicas=2), at(1))
     sizes = []
     serve = cluster.sides["n1"].levels.serve
 
@@ -233,7 +233,7 @@ def test_a_record_larger_than_a_page_travels_alone():
     cluster = Cluster("n1", "n2", replicas=2)
     cluster.write(b"large", b"z" * (4 * PAGE_BYTES_MAX))
     cluster.sides["n2"] = Side("n2")
-    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", replicas=2))
+    cluster.sides["n2"].levels.ring_changed(ring("n1", "n2", replicas=2), at(1))
     cluster.settle()
     assert len(cluster.sides["n2"].value(b"large")) == 4 * PAGE_BYTES_MAX
 
@@ -244,7 +244,7 @@ def test_fetching_evicts_nothing():
         cluster.write(b"key-%d" % number, b"v" * 1000)
     small = cluster.sides["n2"] = Side("n2", memory=100_000)
     small.put(b"own", b"value", second=5.0)
-    small.levels.ring_changed(ring("n1", "n2", replicas=2))
+    small.levels.ring_changed(ring("n1", "n2", replicas=2), at(1))
     cluster.settle()
     assert small.store.evictions == 0
     assert small.value(b"own") == b"value"
@@ -253,7 +253,7 @@ def test_fetching_evicts_nothing():
 def test_a_source_that_fails_is_asked_again_and_one_that_dies_is_waited_for_until_it_is_out_of_the_ring():
     cluster = filled("n1", "n2", "n3")
     newcomer = cluster.sides["n2"] = Side("n2")
-    newcomer.levels.ring_changed(ring("n1", "n2", "n3"))
+    newcomer.levels.ring_changed(ring("n1", "n2", "n3"), at(1))
     calls = asked(newcomer, cluster.living())
     for call in calls:
         newcomer.levels.on_failed(PeerCallFailed(call.call_id, "lost"), at(2))
@@ -265,7 +265,7 @@ def test_a_source_that_fails_is_asked_again_and_one_that_dies_is_waited_for_unti
     assert newcomer.levels.poll({"n2": True}, at(10)) == []
     assert not newcomer.levels.is_done, "those that are called dead may only be cut off"
     assert newcomer.levels.deadline() > 10
-    newcomer.levels.ring_changed(ring("n2"))
+    newcomer.levels.ring_changed(ring("n2"), at(1))
     while newcomer.levels.deadline() == float("-inf"):
         newcomer.levels.poll({"n2": True}, at(20))
     assert newcomer.levels.is_done
@@ -275,11 +275,11 @@ def test_a_source_whose_ring_is_older_is_asked_again_later():
     cluster = filled("n1", "n2", "n3", "n4", replicas=2)
     cluster.dead = {"n1": True, "n4": True}
     late = cluster.sides["n3"]
-    cluster.sides["n2"].levels.ring_changed(ring("n2", "n3", replicas=2))
+    cluster.sides["n2"].levels.ring_changed(ring("n2", "n3", replicas=2), at(1))
     for _ in range(100):
         cluster.step()
     assert not cluster.sides["n2"].levels.is_done, "what n3 does not own yet, it may not have yet"
-    late.levels.ring_changed(ring("n2", "n3", replicas=2))
+    late.levels.ring_changed(ring("n2", "n3", replicas=2), at(1))
     for _ in range(400):
         cluster.step(0.05)
     assert cluster.sides["n2"].levels.is_done
@@ -291,7 +291,7 @@ def test_after_it_dropped_all_a_node_fetches_all_again():
     side = cluster.sides["n2"]
     for slot in side.store.occupied_slots():
         side.store.drop_slot(slot)
-    side.levels.begin_anew()
+    side.levels.begin_anew(at(1))
     assert not side.levels.is_level(key_slot(KEYS[0]))
     cluster.settle()
     assert_complete(cluster)
@@ -303,7 +303,7 @@ def joined_by_two() -> tuple[Cluster, Side, list[bytes]]:
     cluster = filled(*old, replicas=2)
     for node_id in ("n7", "n8"):
         cluster.sides[node_id] = Side(node_id)
-        cluster.sides[node_id].levels.ring_changed(ring(*old, replicas=2))
+        cluster.sides[node_id].levels.ring_changed(ring(*old, replicas=2), at(1))
     cluster.change(*old, "n7", "n8")
     keys = [key for key in KEYS if set(cluster.owners(key)) == {"n7", "n8"}]
     assert keys
@@ -312,8 +312,8 @@ def joined_by_two() -> tuple[Cluster, Side, list[bytes]]:
 
 def test_who_begins_anew_still_asks_those_who_owned_a_slot_before():
     cluster, newcomer, keys = joined_by_two()
-    newcomer.levels.begin_anew()
-    cluster.sides["n7"].levels.begin_anew()
+    newcomer.levels.begin_anew(at(1))
+    cluster.sides["n7"].levels.begin_anew(at(1))
     cluster.settle()
     assert [key for key in keys if newcomer.value(key) is None] == []
 
@@ -321,7 +321,7 @@ def test_who_begins_anew_still_asks_those_who_owned_a_slot_before():
 def test_who_begins_anew_still_asks_those_who_owned_a_slot_before_an_earlier_change():
     cluster, newcomer, keys = joined_by_two()
     cluster.change("n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9")
-    newcomer.levels.begin_anew()
+    newcomer.levels.begin_anew(at(1))
     cluster.settle()
     kept = [key for key in keys if "n8" in cluster.owners(key)]
     assert kept
@@ -340,7 +340,7 @@ class Asking:
 
     def __init__(self) -> None:
         self.side = Side("n1")
-        self.side.levels.ring_changed(ring("n1", "n2"))
+        self.side.levels.ring_changed(ring("n1", "n2"), at(1))
         asked(self.side, {"n2": True})
         self.second = 10.0
 

@@ -759,6 +759,30 @@ def test_whom_the_others_went_on_without_fetches_what_they_wrote_though_all_owne
     assert [key for key, outcome in zip(cluster.keys, outcomes, strict=True) if outcome.record is None] == []
 
 
+@pytest.mark.parametrize(("seed", "outage_s"), [(3, 9.7), (3, 9.8), (6, 9.2), (5, 9.2)])
+def test_who_thinks_the_others_went_on_without_it_fetches_what_those_kept_who_are_not_registered_yet(seed, outage_s):
+    cluster = Cluster(seed, replicas=3)
+    cluster.keys = [b"key-%d" % number for number in range(60)]
+    for node_id in IDS:
+        cluster.simulation.start(node_id)
+        cluster.wait(0.7)
+    cluster.wait(4)
+    cluster.write_all(b"new")
+    cluster.wait(1)
+    for node_id in IDS:  # Everybody is alone, for about a lease: the leases of some end.
+        cluster.split(node_id)
+    cluster.cut_from_etcd(*IDS)
+    cluster.wait(outage_s)
+    cluster.heal()
+    cluster.wait(20)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    for number in range(5):
+        asked = [cluster.simulation.submit(IDS[number], ReadRequest(key)) for key in cluster.keys]
+        cluster.wait(3)
+        outcomes = [item if isinstance(item, Outcome) else cluster.simulation.outcomes[item] for item in asked]
+        assert [key for key, outcome in zip(cluster.keys, outcomes, strict=True) if outcome.record is None] == []
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_write_that_one_owner_missed_survives_when_the_other_two_are_replaced_at_once(seed):
     ids = [*IDS, "n6", "n7", "n8"]
@@ -798,6 +822,19 @@ def test_who_starts_when_all_leases_have_ended_is_never_the_only_owner(seed):
     assert cluster.rings() == dict.fromkeys(IDS, IDS)
     rings = [line.partition("owners: ")[2] for line in log[before:] if "n3 note ring-changed" in line]
     assert rings == [", ".join(IDS)]
+
+
+def test_who_starts_while_etcd_is_away_takes_its_peers_word_however_late_it_reaches_them(cluster):
+    cluster.simulation.crash("n3")
+    cluster.etcd_fails()
+    cluster.wait(3)
+    cluster.simulation.start("n3")
+    cluster.split("n3")
+    cluster.wait(5)
+    cluster.heal()
+    cluster.wait(10)
+    assert cluster.rings()["n3"] == IDS
+    assert cluster.authorities()["n3"] == "gossip"
 
 
 @pytest.mark.parametrize("seed", range(1, 7))

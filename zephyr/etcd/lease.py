@@ -134,7 +134,7 @@ class EtcdMembership:
         self.listed = False
         """A listing has arrived at least once in this process."""
         self.found_all_lapsed = False
-        """The first one knew the cluster, for longer than a lease, and had nobody registered."""
+        """The first one knew the cluster, for longer than a lease, and had nobody registered but a former life."""
         self.lease_id = 0
         self.lease_deadline_s: float | None = None
         self.lease_sent_s = -inf
@@ -351,7 +351,8 @@ class EtcdMembership:
         self.verified_sent_s = self._snapshot_sent_s
         if not self.listed:
             is_old = now.unix_ms - self.generation > self.settings.lease_ttl * 1000
-            self.found_all_lapsed = self.generation > 0 and is_old and not self.registrations
+            is_deserted = self.registrations.keys() <= {self.member.id}
+            self.found_all_lapsed = self.generation > 0 and is_old and is_deserted
         self.listed = True
         self.change_count += 1
         if wiped:

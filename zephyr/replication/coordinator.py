@@ -740,7 +740,8 @@ class Coordinator:
         if running is None:
             frame = self._frames.take(call_id)
             return self._take_frame(frame, status, payload, now) if frame is not None else []
-        if type(running.machine) is not Forwarded:
+        # A read that has its answer was asked of somebody else since: how long the first took is not known.
+        if type(running.machine) is QuorumWrite or (type(running.machine) is QuorumRead and not running.is_answered):
             self.latencies.answered(running.call_ids[call_id], now.monotonic_s - running.asked_s)
         return self._take_reply(running, call_id, status, payload, now)
 

@@ -4,12 +4,13 @@ Decides which of this node's slots hold all that they should (they are *level*),
 the members that own them too. Never decides who owns a slot (that is the ring), or what a record is worth (the store).
 
 A node becomes an owner of a slot when it starts, joins, or takes a dead member's place. It asks every other live owner
-of the slot, of the ring as it is and as it was, for all it has there, page by page. When all have answered the slot is
-level; with nobody to ask it is at once. Until then the node takes writes, and its reads count to no quorum
-(`zephyr.replication.quorum`).
+of the slot, by the ring of now and those of the last minute, for all it has there, page by page: who owns it no more
+keeps it for so long (`zephyr.replication.leftovers`). When all have answered the slot is level; with nobody to ask it
+is at once. Until then the node takes writes, and its reads count to no quorum (`zephyr.replication.quorum`).
 
 Who is called dead and still stands in the ring is waited for, until it answers or leaves the ring: it may only be cut
-off, and have what those who answered lack. What a member had that is dead and out of the ring is gone with it.
+off, and have what those who answered lack. What a member had that is dead and out of the ring is gone with it; but a
+node that begins anew waits for a moment even so, since it may have been the one that was cut off.
 
     PULL request   (slots, 2 bytes each; the key to go on after, or empty)
     reply          (pairs of key and record, tombstones included; how many slots are done; the last key of the next one;
@@ -27,7 +28,7 @@ Invariants: a slot is pending only while this node owns it; each pending slot ha
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Container
 from math import inf
 from typing import Any
@@ -36,6 +37,7 @@ from zephyr.config import KEY_BYTES_MAX, SLOTS
 from zephyr.events import CONTROL_CALL_ID_MIN, Effect, PeerAnswered, PeerCallFailed, SendPeer
 from zephyr.model import Instant, NodeId
 from zephyr.peer.wire import Operation, Status
+from zephyr.replication.leftovers import KEPT_S
 from zephyr.ring.ring import Ring, key_slot
 from zephyr.store.record import HybridLogicalClock, record_is_valid, record_version
 from zephyr.store.store import Store
@@ -50,6 +52,10 @@ PAGE_BYTES_MAX = 48 << 10
 """Keys and records in one page, unless one pair alone is larger: within the room of a frame for any bound of values."""
 PAUSE_S = 0.002
 """Between two pages from one source."""
+RINGS_MAX = 8
+"""Earlier rings whose owners are asked: with more changes within a minute the oldest are forgotten."""
+WAIT_ANEW_S = 10.0
+"""A node that begins anew waits so long for members that are called dead and out of the ring: gossip may hear them."""
 RETRY_S = 0.5
 """After a page that failed, or was refused by a source whose ring is another one still."""
 CALL_TIMEOUT_S = 2.0
@@ -82,8 +88,11 @@ class Levels:
         self._id = node_id
         self._store = store
         self._clock = clock
-        self._ring = self._before = self._held = ring  # Empty at first: before it started, this node owned nothing.
-        """Now; before the last change, whose owners are asked; and of whose slots this node holds all it should."""
+        self._ring = self._held = ring  # Empty at first: before it started, this node owned nothing.
+        """Now; and of whose slots this node holds all it should."""
+        self._earlier: deque[tuple[Ring, float]] = deque(maxlen=RINGS_MAX)
+        """The rings before, and until when each was used."""
+        self._waits_until_s = -inf
         self._members: frozenset[NodeId] = frozenset()
         """Who is in the ring."""
         self._cursor = SLOTS
@@ -126,15 +135,17 @@ class Levels:
 
     # --- the ring changes -----------------------------------------------------------------------------
 
-    def ring_changed(self, ring: Ring) -> None:
+    def ring_changed(self, ring: Ring, now: Instant) -> None:
         """Use another ring from now on: see, slice by slice, what this node came to own."""
         while self._cursor < SLOTS:  # The changes before this one are settled first.
             self._scan()
-        self._before = self._held = self._ring
-        self._ring, self._cursor = ring, 0
+        while self._earlier and self._earlier[0][1] + KEPT_S < now.monotonic_s:
+            self._earlier.popleft()
+        self._earlier.append((self._ring, now.monotonic_s))
+        self._held, self._ring, self._cursor = self._ring, ring, 0
         self._members = frozenset(member.id for member in ring.members)
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, now: Instant) -> None:
         """What this node kept is gone, or may be stale: nothing is level that somebody else owns too.
 
         Whoever was still to be asked is: it may be the last to have what the owners of now came too late for.
@@ -143,6 +154,7 @@ class Levels:
             source.after_key, source.call_id, source.due_s = b"", 0, -inf
         self._calls = {}
         self._held, self._cursor = self._nothing, 0
+        self._waits_until_s = now.monotonic_s + WAIT_ANEW_S
 
     def _scan(self) -> None:
         """Look at one slice of slots."""
@@ -162,8 +174,10 @@ class Levels:
                 self._settle(slot)
 
     def _asked_of(self, slot: int) -> list[NodeId]:
-        """Return who else owns a slot, or did before."""
-        owners = dict.fromkeys((*self._ring.owners(slot), *self._before.owners(slot)))
+        """Return who else owns a slot, or did lately."""
+        owners = dict.fromkeys(self._ring.owners(slot))
+        for ring, _ in reversed(self._earlier):
+            owners.update(dict.fromkeys(ring.owners(slot)))
         return [node_id for node_id in owners if node_id != self._id]
 
     def _settle(self, slot: int, node_id: NodeId | None = None) -> None:
@@ -191,7 +205,8 @@ class Levels:
         effects: list[Effect] = []
         for node_id in list(self._sources):
             source = self._sources[node_id]
-            if node_id not in living and node_id not in self._members:
+            is_awaited = node_id in self._members or now.monotonic_s < self._waits_until_s
+            if node_id not in living and not is_awaited:
                 for slot in list(source.slots):
                     self._settle(slot, node_id)
             elif node_id not in living:
