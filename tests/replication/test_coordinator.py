@@ -20,14 +20,13 @@ from zephyr.replication.coordinator import (
     Pending,
 )
 from zephyr.replication.latency import BUDGET_MAX, PATIENCE_UNKNOWN_S
-from zephyr.replication.skew import AGE_MAX_S
+from zephyr.replication.skew import AGE_MAX_S, STEADY_S
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 from zephyr.store.record import (
     CLOCK_DRIFT_MAX_MS,
     VERSION_ZERO,
     HybridLogicalClock,
     pack_record,
-    record_expires_unix_ms,
     record_value,
     record_version,
     version_unix_ms,
@@ -280,22 +279,30 @@ def test_an_evicted_value_is_a_hit_elsewhere_and_is_not_brought_back():
 
 
 @pytest.mark.parametrize("jump_ms", [3_600_000, -3_600_000])
-def test_the_only_owner_does_not_follow_a_jump_of_its_clock_before_a_peers_does(jump_ms):
+def test_the_only_owner_does_not_follow_a_jump_of_its_clock_for_a_while(jump_ms):
     coordinator = build("n1")
-    coordinator.poll(at(1))
+    coordinator.skew.heard("n2", at(1).unix_ms, at(1))
     jumped = Instant(2.0, at(2).unix_ms + jump_ms)
     written = coordinator.begin_write(WriteRequest(b"key", b"v", ttl_ms=5000), jumped)
     assert version_unix_ms(written.version) == at(2).unix_ms
-    record = coordinator.store.peek(key_slot(b"key"), b"key", at(2).unix_ms)
-    assert record_expires_unix_ms(record) == at(2).unix_ms + 5000
+    assert coordinator.begin_read(ReadRequest(b"key"), jumped).record is not None, "deadlines are the wall clock's"
     counted = coordinator.begin_update(UpdateRequest(b"other", "increment", step=1), jumped)
     assert version_unix_ms(counted.version) == at(2).unix_ms
+    if jump_ms > 0:
+        later = Instant(2.0 + STEADY_S, jumped.unix_ms + round(STEADY_S * 1000))
+        assert version_unix_ms(coordinator.begin_write(WriteRequest(b"key", b"w"), later).version) == later.unix_ms
 
-    followed = build("n1")
-    followed.poll(at(1))
-    followed.skew.heard("n2", jumped.unix_ms, jumped)
-    written = followed.begin_write(WriteRequest(b"key", b"v"), Instant(3.0, jumped.unix_ms + 1000))
-    assert version_unix_ms(written.version) == jumped.unix_ms + 1000
+
+def test_the_only_owner_follows_its_clock_where_no_peer_ever_agreed_or_one_agrees_now():
+    for peer in ("", "n2"):
+        coordinator = build("n1")
+        coordinator.poll(at(1))
+        jumped = Instant(2.0, at(2).unix_ms + 3_600_000)
+        if peer:
+            coordinator.skew.heard(peer, at(1).unix_ms, at(1))
+            coordinator.skew.heard(peer, jumped.unix_ms, jumped)
+        written = coordinator.begin_write(WriteRequest(b"key", b"v"), Instant(3.0, jumped.unix_ms + 1000))
+        assert version_unix_ms(written.version) == jumped.unix_ms + 1000
 
 
 def test_a_slow_replica_is_not_waited_for_and_is_repaired_when_it_answers():

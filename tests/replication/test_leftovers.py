@@ -60,7 +60,7 @@ def test_what_comes_back_meanwhile_stays():
     node.leftovers.ring_changed()
     node.poll(SHARED, 1)
     node.leftovers.ring_changed()
-    node.poll(OWN, 30)
+    node.poll(OWN, 2)
     assert node.leftovers.deadline() == float("inf")
     node.poll(OWN, 100)
     assert node.kept() == set(KEYS)
@@ -71,10 +71,24 @@ def test_another_change_gives_no_slot_more_time():
     node.leftovers.ring_changed()
     node.poll(SHARED, 1)
     node.leftovers.ring_changed()
-    node.poll(SHARED, 30)
+    node.poll(SHARED, 2)
     assert node.leftovers.deadline() == 1 + KEPT_S
     node.poll(SHARED, 1 + KEPT_S)
     assert node.kept() == owned(SHARED)
+
+
+def test_what_comes_back_empty_and_is_written_then_stays():
+    node = Node()
+    node.leftovers.ring_changed()
+    node.poll(SHARED, 1)
+    key = next(key for key in KEYS if key not in owned(SHARED))
+    node.store.drop_slot(key_slot(key))
+    node.leftovers.ring_changed()
+    node.poll(OWN, 2)
+    record = pack_record(HybridLogicalClock("n1").stamp(UNIX_MS + 2000), b"w")
+    node.store.apply(key_slot(key), key, record, UNIX_MS + 2000)
+    node.poll(OWN, 100)
+    assert key in node.kept()
 
 
 def test_who_was_out_of_the_ring_drops_all_at_once_whatever_the_ring_is_by_then():

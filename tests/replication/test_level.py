@@ -328,6 +328,37 @@ def test_who_begins_anew_still_asks_those_who_owned_a_slot_before_an_earlier_cha
     assert [key for key in kept if newcomer.value(key) is None] == []
 
 
+def test_a_page_that_broke_off_in_a_slot_that_was_lost_meanwhile_skips_nothing_of_the_next():
+    cluster = filled("n1", "n2", replicas=1)
+    newcomer = cluster.sides["n3"] = Side("n3")
+    newcomer.levels.ring_changed(ring("n1", "n2", replicas=1), at(1))
+    newcomer.levels.ring_changed(ring("n1", "n2", "n3", replicas=1), at(1))
+    [call] = [item for item in asked(newcomer, cluster.living()) if item.node_id == "n1"]
+    wanted = [key_slot(key) for key in KEYS if ring("n1", "n2", "n3", replicas=1).owners(key_slot(key)) == ("n3",)]
+    broken_off = next(iter(newcomer.levels._sources["n1"].slots))
+    newcomer.levels._settle(broken_off)
+    answer = PeerAnswered(call.call_id, Status.OK, ((), 0, b"zzzz", ()))
+    newcomer.levels.on_answered(answer, at(2))
+    assert newcomer.levels._sources["n1"].after_key == b""
+    cluster.settle()
+    kept = [key for key in KEYS if key_slot(key) in wanted and key_slot(key) != broken_off]
+    assert [key for key in kept if newcomer.value(key) is None] == []
+
+
+def test_who_is_out_of_the_ring_and_never_answers_is_not_waited_for_for_ever():
+    levels = Side("n3").levels
+    levels.ring_changed(ring("n1", "n2", replicas=1), at(1))
+    levels.ring_changed(ring("n2", "n3", replicas=1), at(1))
+    living = {"n1": True, "n2": True}
+    for second in range(2, 40):
+        for call in levels.poll(living, at(second)):
+            if call.node_id == "n2":
+                done = len(call.arguments[0]) // 2
+                levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), done, b"", ())), at(second))
+        levels.check_invariants()
+    assert levels.is_done
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.binary(max_size=5),
     lambda inner: st.lists(inner, max_size=4).map(tuple),

@@ -346,14 +346,14 @@ class Coordinator:
         return self.settings.quorum(wanted, replicas)
 
     def _write_alone(self, request: WriteRequest, slot: int, now: Instant) -> Outcome:
-        now = self.skew.steadied(now)
-        version = self.clock.stamp(now.unix_ms)
+        unix_ms = self.skew.steady_unix_ms(now)
+        version = self.clock.stamp(unix_ms)
         applied = self.replica.write(slot, request.key, self._record(request, version, now), now)
         if not applied.applied:
             if applied.too_large:
                 return Outcome(Failure.TOO_LARGE, "the item is larger than the memory bound")
             self.clock.observe(applied.newest, now.unix_ms)
-            version = self.clock.stamp(now.unix_ms)
+            version = self.clock.stamp(unix_ms)
             applied = self.replica.write(slot, request.key, self._record(request, version, now), now)
         if not applied.applied:
             return Outcome(Failure.CLOCK_SKEW, "a newer version from a clock far ahead stands in the way")
@@ -541,8 +541,6 @@ class Coordinator:
 
     def _send_write(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
         request, change = running.request, running.change
-        if len(machine.owners) == 1:
-            now = self.skew.steadied(now)
         version = self._stamp(running, machine.owners, now)
         while True:
             if change is not None:
@@ -585,8 +583,9 @@ class Coordinator:
             here, _ = self.store.standing(running.slot, running.request.key, now.unix_ms)
             if here is not None:
                 self.clock.observe(record_version(here), now.unix_ms)
-        if len(owners) > 1:
-            self.clock.settle(now.unix_ms)
+        if len(owners) == 1:
+            return self.clock.stamp(self.skew.steady_unix_ms(now))
+        self.clock.settle(now.unix_ms)
         return self.clock.stamp(now.unix_ms)
 
     def _write_or_wait(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:

@@ -3,7 +3,8 @@
 Decides when such a slot is dropped. Two owners of a slot may be replaced at once, and the third may lack a write that
 both of them acknowledged: dropped at once it would be gone before anybody asked. It is served to nobody but those who
 fetch it (`zephyr.replication.level`). Should the slot come back, it is not level: what is left here counts for nothing
-before the other owners were asked, and they have newer records or tombstones of whatever changed.
+before the other owners were asked, and they have newer records or tombstones of whatever changed. They may have
+forgotten a newer value that expired, though, and so this is over before anybody can be evicted.
 
 A node that was out of the ring drops everything at once, and before it serves anything: the others wrote without it.
 """
@@ -17,8 +18,9 @@ from zephyr.model import Instant, NodeId
 from zephyr.ring.ring import Ring
 from zephyr.store.store import Store
 
-KEPT_S = 60.0
-"""A new owner has fetched a gigabyte by then, at a page of 48 KiB every two milliseconds."""
+KEPT_S = 3.0
+"""Less than `evict_after`, so that a slot does not go and come back by two deaths meanwhile. A new owner begins at
+once, and has fetched some 60 MB from each source by then, at a page of 48 KiB every two milliseconds."""
 SLICE_KEYS = 500
 """Keys dropped by one slice: well under 5 ms."""
 SLICE_SLOTS = 1024
@@ -45,7 +47,7 @@ class Leftovers:
     def ring_changed(self) -> None:
         """Look at everything that is kept anew."""
         if not self.is_dropping_all:
-            self._unseen = deque(self._store.occupied_slots())
+            self._unseen = deque({**dict.fromkeys(self._store.occupied_slots()), **self._due_s})
 
     def drop_all(self) -> None:
         """Keep nothing of what is kept now: this node is out of the ring."""
@@ -75,5 +77,6 @@ class Leftovers:
                 break
             del self._due_s[slot]
             slots += 1
-            keys += self._store.drop_slot(slot)
+            if self._id not in ring.owners(slot):
+                keys += self._store.drop_slot(slot)
         return False

@@ -4,8 +4,8 @@ Decides which of this node's slots hold all that they should (they are *level*),
 the members that own them too. Never decides who owns a slot (that is the ring), or what a record is worth (the store).
 
 A node becomes an owner of a slot when it starts, joins, or takes a dead member's place. It asks every other live owner
-of the slot, by the ring of now and those of the last minute, for all it has there, page by page: who owns it no more
-keeps it for so long (`zephyr.replication.leftovers`). When all have answered the slot is level; with nobody to ask it
+of the slot, by the ring of now and those just before, for all it has there, page by page: who owns it no more keeps it
+for a moment (`zephyr.replication.leftovers`). When all have answered the slot is level; with nobody to ask it
 is at once. Until then the node takes writes, and its reads count to no quorum (`zephyr.replication.quorum`).
 
 Who is called dead and still stands in the ring is waited for, until it answers or leaves the ring: it may only be cut
@@ -37,7 +37,6 @@ from zephyr.config import KEY_BYTES_MAX, SLOTS
 from zephyr.events import CONTROL_CALL_ID_MIN, Effect, PeerAnswered, PeerCallFailed, SendPeer
 from zephyr.model import Instant, NodeId
 from zephyr.peer.wire import Operation, Status
-from zephyr.replication.leftovers import KEPT_S
 from zephyr.ring.ring import Ring, key_slot
 from zephyr.store.record import HybridLogicalClock, record_is_valid, record_version
 from zephyr.store.store import Store
@@ -53,9 +52,12 @@ PAGE_BYTES_MAX = 48 << 10
 PAUSE_S = 0.002
 """Between two pages from one source."""
 RINGS_MAX = 8
-"""Earlier rings whose owners are asked: with more changes within a minute the oldest are forgotten."""
-WAIT_ANEW_S = 10.0
-"""A node that begins anew waits so long for members that are called dead and out of the ring: gossip may hear them."""
+"""Earlier rings whose owners are asked: with more changes the oldest are forgotten."""
+RINGS_KEPT_S = 10.0
+"""For so long: a node that finds itself out of the ring sees several of them in a row."""
+OUTSIDER_WAIT_S = 10.0
+"""How long a member that is out of the ring is waited for, without a page from it; one that is called dead only by a
+node that begins anew, since it may have been the one that was cut off, and gossip may hear the other."""
 RETRY_S = 0.5
 """After a page that failed, or was refused by a source whose ring is another one still."""
 CALL_TIMEOUT_S = 2.0
@@ -66,7 +68,7 @@ SCAN_SLOTS = 2048
 class _Source:
     """A member that is asked for slots."""
 
-    __slots__ = ("after_key", "call_id", "due_s", "slots")
+    __slots__ = ("after_key", "call_id", "due_s", "slots", "until_s")
 
     def __init__(self) -> None:
         self.slots: OrderedDict[int, None] = OrderedDict()
@@ -77,6 +79,8 @@ class _Source:
         """The page that is under way; 0: none."""
         self.due_s = -inf
         """When to ask for the next page, or to give up the one under way: its end may be silence."""
+        self.until_s = inf
+        """Until when it is waited for, should it be out of the ring."""
 
 
 class Levels:
@@ -139,11 +143,15 @@ class Levels:
         """Use another ring from now on: see, slice by slice, what this node came to own."""
         while self._cursor < SLOTS:  # The changes before this one are settled first.
             self._scan()
-        while self._earlier and self._earlier[0][1] + KEPT_S < now.monotonic_s:
-            self._earlier.popleft()
-        self._earlier.append((self._ring, now.monotonic_s))
+        if ring.members != self._ring.members:  # Else another digest of the same owners.
+            self._earlier.append((self._ring, now.monotonic_s))
+        self._forget_earlier(now)
         self._held, self._ring, self._cursor = self._ring, ring, 0
         self._members = frozenset(member.id for member in ring.members)
+
+    def _forget_earlier(self, now: Instant) -> None:
+        while self._earlier and self._earlier[0][1] + RINGS_KEPT_S < now.monotonic_s:
+            self._earlier.popleft()
 
     def begin_anew(self, now: Instant) -> None:
         """What this node kept is gone, or may be stale: nothing is level that somebody else owns too.
@@ -153,8 +161,9 @@ class Levels:
         for source in self._sources.values():
             source.after_key, source.call_id, source.due_s = b"", 0, -inf
         self._calls = {}
+        self._forget_earlier(now)
         self._held, self._cursor = self._nothing, 0
-        self._waits_until_s = now.monotonic_s + WAIT_ANEW_S
+        self._waits_until_s = now.monotonic_s + OUTSIDER_WAIT_S
 
     def _scan(self) -> None:
         """Look at one slice of slots."""
@@ -205,8 +214,9 @@ class Levels:
         effects: list[Effect] = []
         for node_id in list(self._sources):
             source = self._sources[node_id]
-            is_awaited = node_id in self._members or now.monotonic_s < self._waits_until_s
-            if node_id not in living and not is_awaited:
+            source.until_s = min(source.until_s, now.monotonic_s + OUTSIDER_WAIT_S)
+            is_awaited = now.monotonic_s < (source.until_s if node_id in living else self._waits_until_s)
+            if node_id not in self._members and not is_awaited:
                 for slot in list(source.slots):
                     self._settle(slot, node_id)
             elif node_id not in living:
@@ -243,7 +253,7 @@ class Levels:
         except (ValueError, TypeError):
             return self.on_failed(PeerCallFailed(event.call_id, "another form"), now)
         del self._calls[event.call_id]
-        source.call_id, source.due_s = 0, now.monotonic_s + PAUSE_S
+        source.call_id, source.due_s, source.until_s = 0, now.monotonic_s + PAUSE_S, inf
         wanted = dict.fromkeys(slots)
         for key, record in pairs:
             slot = key_slot(key)
@@ -254,8 +264,9 @@ class Levels:
                 source.due_s = now.monotonic_s + RETRY_S
             else:
                 self._settle(slot, node_id)
-        if node_id in self._sources:
-            source.after_key = after_key
+        if node_id in self._sources:  # Within a slot that is the first still, and was not lost meanwhile.
+            goes_on = done < len(slots) and next(iter(source.slots)) == slots[done]
+            source.after_key = after_key if goes_on else b""
         return []
 
     def _take(self, slot: int, key: bytes, record: bytes, now: Instant) -> None:

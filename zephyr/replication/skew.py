@@ -19,6 +19,8 @@ PEERS_MIN = 2
 """With fewer peers nobody can tell whose clock is wrong."""
 AGE_MAX_S = 10.0
 """A difference that was not confirmed for so long counts no more: clocks are set right."""
+STEADY_S = 60.0
+"""A clock that jumped is followed after that: somebody set it, or the machine was suspended."""
 
 
 class Skew:
@@ -33,7 +35,9 @@ class Skew:
         self._agreed_s = -inf
         """When a peer's clock last agreed with this one."""
         self._steady_offset_ms: float | None = None
-        """Of the wall clock from the monotonic one: when a peer's clock last agreed, or else when it was first read."""
+        """Of the wall clock from the monotonic one, when a peer's clock last agreed; None before."""
+        self._strayed_s = inf
+        """Since when it is another one."""
 
     @property
     def is_off(self) -> bool:
@@ -44,18 +48,20 @@ class Skew:
         """Whether a peer's clock has agreed with this one lately, and this one has not jumped since."""
         return now.monotonic_s - self._agreed_s < AGE_MAX_S and not self.is_off and not self._jumped(now)
 
-    def steadied(self, now: Instant) -> Instant:
-        """Return `now` as if nobody had set the wall clock since a peer's last agreed with it.
+    def steady_unix_ms(self, now: Instant) -> int:
+        """Return the wall clock; for `STEADY_S` after it jumped, what it would be if it had not.
 
-        For a node that is alone with what it stamps: there is nobody to refuse a stamp of an hour ahead, and once the
-        others are back nothing that they write would stand beside it.
+        Only where a peer's clock had agreed before. For a node that is alone with what it stamps: there is nobody to
+        refuse a stamp of an hour ahead, and once the others are back nothing that they write would stand beside it.
         """
         offset_ms = now.unix_ms - now.monotonic_s * 1000
-        if self._steady_offset_ms is None:
-            self._steady_offset_ms = offset_ms
-        if abs(offset_ms - self._steady_offset_ms) <= SKEW_MAX_MS:
-            return now
-        return Instant(now.monotonic_s, round(now.monotonic_s * 1000 + self._steady_offset_ms))
+        if self._steady_offset_ms is None or abs(offset_ms - self._steady_offset_ms) <= SKEW_MAX_MS:
+            self._strayed_s = inf
+            return now.unix_ms
+        self._strayed_s = min(self._strayed_s, now.monotonic_s)
+        if now.monotonic_s >= self._strayed_s + STEADY_S:
+            return now.unix_ms
+        return round(now.monotonic_s * 1000 + self._steady_offset_ms)
 
     def heard(self, node_id: NodeId, unix_ms: int, now: Instant) -> None:
         """A peer's answer carried its clock."""
@@ -74,7 +80,7 @@ class Skew:
 
     def poll(self, now: Instant) -> None:
         """Compute the median anew, of what is fresh."""
-        self.steadied(now)
+        self.steady_unix_ms(now)  # Takes note of a jump.
         if not self._differences:
             return
         fresh = {node_id: item for node_id, item in self._differences.items() if now.monotonic_s - item[1] < AGE_MAX_S}
