@@ -124,7 +124,7 @@ class Node:
         self.ring: Ring = build_ring((), settings.replicas, settings.virtual_nodes)
         self.clock = HybridLogicalClock(settings.id)
         self.levels = Levels(settings.id, self.ring, self.store, self.clock)
-        self.leftovers = Leftovers(settings.id, self.store)
+        self.leftovers = Leftovers(settings.id, self.store, settings.evict_after)
         self.coordinator = Coordinator(
             settings, self.ring, self.store, self.clock, self.levels.is_level, phi=self._phi_of
         )

@@ -27,7 +27,7 @@ class Node:
         clock = HybridLogicalClock("n1")
         for key in KEYS:
             self.store.apply(key_slot(key), key, pack_record(clock.stamp(UNIX_MS), b"v"), UNIX_MS)
-        self.leftovers = Leftovers("n1", self.store)
+        self.leftovers = Leftovers("n1", self.store, evict_after_s=5.0)
 
     def poll(self, ring, second: float) -> bool:
         """Poll until nothing is due at this second; whether everything was dropped."""

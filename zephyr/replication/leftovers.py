@@ -19,8 +19,8 @@ from zephyr.ring.ring import Ring
 from zephyr.store.store import Store
 
 KEPT_S = 3.0
-"""Less than `evict_after`, so that a slot does not go and come back by two deaths meanwhile. A new owner begins at
-once, and has fetched some 60 MB from each source by then, at a page of 48 KiB every two milliseconds."""
+"""And no longer than `evict_after`, so that a slot does not go and come back by two deaths meanwhile. A new owner
+begins at once, and has fetched some 60 MB from each source by then, at a page of 48 KiB every two milliseconds."""
 SLICE_KEYS = 500
 """Keys dropped by one slice: well under 5 ms."""
 SLICE_SLOTS = 1024
@@ -30,9 +30,10 @@ SLICE_SLOTS = 1024
 class Leftovers:
     """The slots that are kept and not owned."""
 
-    def __init__(self, node_id: NodeId, store: Store) -> None:
+    def __init__(self, node_id: NodeId, store: Store, evict_after_s: float) -> None:
         self._id = node_id
         self._store = store
+        self._kept_s = min(KEPT_S, evict_after_s)
         self._due_s: dict[int, float] = {}
         """Slots that are not owned -> when they are dropped; the first is the next."""
         self._unseen: deque[int] = deque()
@@ -65,7 +66,7 @@ class Leftovers:
             elif self._id in ring.owners(slot):
                 self._due_s.pop(slot, None)
             else:
-                self._due_s.setdefault(slot, now.monotonic_s + KEPT_S)
+                self._due_s.setdefault(slot, now.monotonic_s + self._kept_s)
         if self._unseen:
             return False
         if self.is_dropping_all:
