@@ -503,10 +503,17 @@ class Node:
         result = self.coordinator.begin_forwarded(arguments, ring_digest, now)
         return (Status.OK, encode_outcome(result)) if isinstance(result, Outcome) else result
 
+    def _serve_pull(
+        self, arguments: tuple[Any, ...], _ring_digest: bytes, _now: Instant
+    ) -> tuple[int, tuple[Any, ...]]:
+        if self.leftovers.is_dropping_all:
+            return Status.UNCONFIRMED, (None,)
+        return self.levels.serve(arguments)
+
     def _table_of_services(self) -> dict[int, Service]:
         """Return who answers a peer's request: by operation; the replica where none is named."""
         services: dict[int, Service] = {
-            Operation.PULL: lambda arguments, _digest, _now: self.levels.serve(arguments),
+            Operation.PULL: self._serve_pull,
             Operation.LIST: lambda arguments, _digest, now: self.survey.serve_list(arguments, now),
             Operation.EXPLAIN: lambda arguments, _digest, now: self.survey.serve_explain(arguments, now),
             Operation.UPDATE: self._serve_update,

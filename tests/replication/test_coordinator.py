@@ -278,6 +278,20 @@ def test_an_evicted_value_is_a_hit_elsewhere_and_is_not_brought_back():
     assert sends(effects) == []
 
 
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_write_that_waits_for_its_turn_here_is_not_kept_in_a_slot_that_was_lost_meanwhile(is_lost):
+    coordinator = build("n1", "n2", "n3")
+    later = ring("n1", "n2", "n3", "n4", "n5")
+    key = next(key for key in (b"%d" % number for number in range(1000)) if "n1" not in later.owners(key_slot(key)))
+    calls = sends(coordinator.begin_write(WriteRequest(key, b"value"), at(1)).effects)
+    assert coordinator.store.items == 0, "until a peer's clock agrees"
+    if is_lost:
+        coordinator.ring_changed(later, view(b"ring-two", 6), at(1.1))
+    applied = (True, False, VERSION_ZERO, at(1.2).unix_ms)
+    coordinator.replied(calls[0].call_id, Status.OK, applied, at(1.2))
+    assert coordinator.store.items == (0 if is_lost else 1)
+
+
 @pytest.mark.parametrize("jump_ms", [3_600_000, -3_600_000])
 def test_the_only_owner_does_not_follow_a_jump_of_its_clock_for_a_while(jump_ms):
     coordinator = build("n1")

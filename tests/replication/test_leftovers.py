@@ -1,6 +1,11 @@
 """What a node keeps of slots that it owns no more, and for how long."""
 
-from zephyr.model import Instant
+import random
+
+from zephyr.config import Settings
+from zephyr.model import Instant, Member
+from zephyr.node import Node as CoreNode
+from zephyr.peer.wire import Operation, Status
 from zephyr.replication.leftovers import KEPT_S, SLICE_SLOTS, Leftovers
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 from zephyr.store.record import HybridLogicalClock, pack_record
@@ -102,6 +107,18 @@ def test_who_was_out_of_the_ring_drops_all_at_once_whatever_the_ring_is_by_then(
     assert not node.leftovers.is_dropping_all
     assert node.kept() == set()
     assert node.leftovers.deadline() == float("inf")
+
+
+def test_who_drops_all_hands_out_nothing_of_it():
+    now = at(1)
+    node = CoreNode(
+        Settings(id="n1", etcd=(), memory=1 << 24), Member("n1", "h:1", "h:2", "h:3", epoch=1), random.Random(1), now
+    )
+    request = (Operation.PULL, (b"\0\1", b""), b"", now)
+    assert node.serve_peer(*request)[0] == Status.OK
+    node.store.apply(1, b"key", pack_record(HybridLogicalClock("n1").stamp(UNIX_MS), b"v"), UNIX_MS)
+    node.leftovers.drop_all()
+    assert node.serve_peer(*request)[0] == Status.UNCONFIRMED
 
 
 def test_no_poll_looks_at_more_than_a_slice():

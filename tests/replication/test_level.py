@@ -1,5 +1,7 @@
 """Level slots: machines of one cluster, joined in memory."""
 
+import struct
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -27,10 +29,10 @@ def ring(*ids: str, replicas: int = 3):
 class Side:
     """One node's store and what it knows of its slots."""
 
-    def __init__(self, node_id: str, memory: int = 64 << 20):
+    def __init__(self, node_id: str, memory: int = 64 << 20, ghosts: int = 1000):
         self.id = node_id
         self.store = Store(
-            memory_bytes_max=memory, tombstone_bytes_max=1 << 20, tombstone_grace_ms=3_600_000, ghosts_max=1000,
+            memory_bytes_max=memory, tombstone_bytes_max=1 << 20, tombstone_grace_ms=3_600_000, ghosts_max=ghosts,
             eviction="sieve", slot_of=key_slot,
         )  # fmt: skip
         self.clock = HybridLogicalClock(node_id)
@@ -204,6 +206,94 @@ def test_deletions_travel_and_newer_values_stay():
     assert newcomer.value(KEYS[1]) == b"written meanwhile"
 
 
+def expiring(cluster: Cluster, key: bytes, second: float, *, missed_by: str) -> None:
+    """Have a value of a key replaced by one that expires a second later, everywhere but at one owner."""
+    cluster.write(key, b"old")
+    owners = cluster.owners(key)
+    writer = cluster.sides[owners[0]]
+    unix_ms = at(second).unix_ms
+    record = pack_record(writer.clock.stamp(unix_ms), b"short", expires_unix_ms=unix_ms + 1000)
+    for node_id in owners:
+        if node_id != missed_by:
+            cluster.sides[node_id].store.apply(key_slot(key), key, record, unix_ms)
+
+
+@pytest.mark.parametrize("is_expired", [True, False])
+def test_what_expired_at_the_others_does_not_come_back_from_one_that_missed_it(is_expired):
+    cluster = Cluster("n1", "n2", "n3", "n4")
+    keys = [key for key in KEYS if cluster.owners(key)[0] != "n1"]
+    for key in keys:
+        expiring(cluster, key, 5, missed_by=cluster.owners(key)[2])
+    if is_expired:
+        for side in cluster.sides.values():
+            side.store.expire(at(7).unix_ms, 10_000)
+    cluster.second = 8.0
+    cluster.dead["n1"] = True
+    cluster.change("n2", "n3", "n4")
+    cluster.settle()
+    newcomers = 0
+    for key in keys:
+        before = ring("n1", "n2", "n3", "n4").owners(key_slot(key))
+        for node_id in cluster.owners(key):
+            if node_id not in before and before[2] != "n1":
+                newcomers += 1
+                assert cluster.sides[node_id].value(key) is None, key
+    assert newcomers > 50
+
+
+def test_what_one_owner_evicted_is_fetched_from_another_in_whatever_order_they_answer():
+    cluster = filled("n1", "n2", "n3", "n4", "n5")
+    for key in KEYS:
+        evictor, slot = cluster.sides[cluster.owners(key)[1]].store, key_slot(key)
+        version = evictor.get(slot, key, UNIX_MS)[:16]
+        evictor.drop_slot(slot)
+        evictor.apply(slot, key, pack_record(version, b"", expires_unix_ms=UNIX_MS), UNIX_MS - 1, fetched=True)
+        evictor.expire(UNIX_MS, 1)
+    cluster.dead["n5"] = True
+    cluster.change("n1", "n2", "n3", "n4")
+    cluster.settle()
+    fetched = 0
+    for key in KEYS:
+        before = ring("n1", "n2", "n3", "n4", "n5").owners(key_slot(key))
+        for node_id in cluster.owners(key):
+            if node_id not in before:
+                fetched += 1
+                assert cluster.sides[node_id].value(key) == b"value of " + key
+    assert fetched > 200
+
+
+def test_ghosts_fill_pages_of_their_own_and_a_slot_is_done_with_the_last_of_them():
+    source, slots = Side("n1", ghosts=100_000), tuple(range(40))
+    version = source.clock.stamp(UNIX_MS)
+    for slot in slots:
+        source.store.remember_ghosts(slot, dict.fromkeys(range(slot * 20), version))
+    source.put(KEYS[0], b"x" * PAGE_BYTES_MAX)
+    slots = (key_slot(KEYS[0]), *slots)
+    after_key, found, pages = b"", 0, 0
+    while slots:
+        packed = struct.pack(f">{len(slots)}H", *slots)
+        status, (pairs, done, after_key, _, ghosts) = source.levels.serve((packed, after_key))
+        assert status == Status.OK
+        assert len(ghosts) <= PAGE_BYTES_MAX
+        assert done or after_key or pairs, "every page goes on"
+        slots, found, pages = slots[done:], found + len(ghosts) // 26, pages + 1
+    assert found == sum(slot * 20 for slot in range(40))
+    assert 10 < pages < 20
+
+
+def test_a_ghost_from_a_clock_far_ahead_is_refused():
+    side = Side("n1")
+    side.levels.ring_changed(ring("n1", "n2"), at(1))
+    [call] = asked(side, {"n2": True})[-1:]
+    [slot] = struct.unpack(">H", call.arguments[0][:2])
+    ghosts = b"".join(
+        struct.pack(">HQ16s", slot, number, HybridLogicalClock("n2").stamp(at(2).unix_ms + ahead_ms))
+        for number, ahead_ms in enumerate((0, 10_000))
+    )
+    side.levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), 1, b"", (), ghosts)), at(2))
+    assert list(side.store.slot_ghosts(slot)) == [0]
+
+
 def test_pages_are_bounded_by_keys_and_by_bytes():
     cluster = Cluster("n1", "n2", replicas=2)
     tag = b"{one slot}"
@@ -354,7 +444,7 @@ def test_who_is_out_of_the_ring_and_never_answers_is_not_waited_for_for_ever():
         for call in levels.poll(living, at(second)):
             if call.node_id == "n2":
                 done = len(call.arguments[0]) // 2
-                levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), done, b"", ())), at(second))
+                levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), done, b"", (), b"")), at(second))
         levels.check_invariants()
     assert levels.is_done
 
@@ -386,7 +476,7 @@ ASKING = Asking()
 
 @given(payload=st.lists(VALUES, max_size=6).map(tuple), status=st.sampled_from(list(Status)))
 def test_an_answer_of_another_form_is_none(payload, status):
-    assume(len(payload) != 4 or type(payload[1]) is not int)
+    assume(len(payload) != 5 or type(payload[1]) is not int)
     levels = ASKING.side.levels
     levels.on_answered(PeerAnswered(ASKING.call().call_id, status, payload), at(ASKING.second))
     assert ASKING.side.store.items == 0

@@ -15,7 +15,13 @@ from zephyr.store.record import (
     record_value,
     record_version,
 )
-from zephyr.store.store import COLD_FILL_MAX, ENTRY_OVERHEAD_BYTES, GHOSTS_OF_PART, TOMBSTONE_OVERHEAD_BYTES, Store
+from zephyr.store.store import (
+    COLD_FILL_MAX,
+    ENTRY_OVERHEAD_BYTES,
+    GHOSTS_OF_SLOT_MAX,
+    TOMBSTONE_OVERHEAD_BYTES,
+    Store,
+)
 
 START_MS = 1_700_000_000_000
 GRACE_MS = 60_000
@@ -329,15 +335,65 @@ def test_emptied_entries_do_not_pile_up():
     store.check_invariants()
 
 
-def test_ghosts_stay_within_their_bound_and_what_is_forgotten_raises_the_floor():
-    store, writer = make(ghosts=3 * GHOSTS_OF_PART), Writer()
-    keys = [b"k%d" % number for number in range(4 * GHOSTS_OF_PART)]
+@pytest.mark.parametrize(("tag", "ghosts_max"), [(b"", 1000), (b"{tag}", 10_000)])
+def test_ghosts_stay_within_their_bounds_and_what_is_forgotten_raises_the_floor(tag: bytes, ghosts_max: int):
+    store, writer = make(ghosts=ghosts_max), Writer()
+    keys = [tag + b"k%d" % number for number in range(2 * GHOSTS_OF_SLOT_MAX)]
     for first in range(0, len(keys), 500):
         for key in keys[first : first + 500]:
             assert put(store, key, writer.value(START_MS, ttl_ms=1000), START_MS).applied
         while store.expire(START_MS + 2000, 200):
             pass
-    assert 2 * GHOSTS_OF_PART < store.ghosts <= 3 * GHOSTS_OF_PART
+    assert store.ghosts == min(ghosts_max, GHOSTS_OF_SLOT_MAX if tag else ghosts_max)
     for key in keys:
         assert store.ghost(key_slot(key), key) or store.floor(key_slot(key)) > VERSION_ZERO
+    store.check_invariants()
+
+
+def test_the_ghosts_of_another_owner_outdate_what_is_older_and_nothing_else():
+    mine, other, writer = make(), make(), Writer()
+    old, same, new = (writer.value(START_MS, value, ttl_ms=1000) for value in (b"old", b"same", b"new"))
+    put(mine, b"{a}older", old, START_MS)
+    put(mine, b"{a}same", same, START_MS)
+    put(mine, b"{a}newer", new, START_MS)
+    for key in (b"{a}older", b"{a}same", b"{a}newer", b"{a}unknown"):
+        put(other, key, same, START_MS)
+    assert other.expire(START_MS + 2000, 10) == 4
+    slot = key_slot(b"{a}")
+    mine.remember_ghosts(slot, other.slot_ghosts(slot))
+    assert [get(mine, key, START_MS) for key in (b"{a}older", b"{a}same", b"{a}newer")] == [None, b"same", b"new"]
+    assert not put(mine, b"{a}unknown", old, START_MS).applied
+    mine.check_invariants()
+
+
+def test_what_is_fetched_with_its_slot_may_be_what_was_evicted_and_nothing_older():
+    store, writer = make(), Writer()
+    older, evicted = writer.value(START_MS, b"older"), writer.value(START_MS, b"evicted")
+    slot = key_slot(b"key")
+    other = make(memory=2000)
+    put(other, b"key", evicted, START_MS)
+    for number in range(20):
+        put(other, b"filler-%d" % number, writer.value(START_MS, bytes(100)), START_MS)
+    assert other.ghost(slot, b"key") == record_version(evicted)
+    store.remember_ghosts(slot, other.slot_ghosts(slot))
+    assert not store.apply(slot, b"key", older, START_MS, cold=True, fetched=True).applied
+    assert not store.apply(slot, b"key", evicted, START_MS, cold=True).applied
+    assert store.apply(slot, b"key", evicted, START_MS, cold=True, fetched=True).applied
+    assert get(store, b"key", START_MS) == b"evicted"
+    store.check_invariants()
+
+
+def test_a_full_store_takes_from_repair_what_is_no_larger_and_drops_what_it_would_replace():
+    store, writer = make(memory=100_000), Writer()
+    put(store, b"a", writer.value(START_MS, bytes(100)), START_MS)
+    put(store, b"b", writer.value(START_MS, bytes(100)), START_MS)
+    number = 0
+    while not put(store, b"cold-%d" % number, writer.value(START_MS, bytes(100)), START_MS, cold=True).full:
+        number += 1
+    assert put(store, b"a", writer.value(START_MS, b"x" * 100), START_MS, cold=True).applied
+    assert get(store, b"a", START_MS) == b"x" * 100
+    larger = writer.value(START_MS, bytes(1000))
+    refused = put(store, b"b", larger, START_MS, cold=True)
+    assert (refused.applied, refused.full, refused.newest) == (False, True, record_version(larger))
+    assert get(store, b"b", START_MS) is None, "a miss, and nothing outdated"
     store.check_invariants()

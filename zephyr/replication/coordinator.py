@@ -602,8 +602,9 @@ class Coordinator:
         return []
 
     def _write_here(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
-        running.has_own_turn = False
-        if now.monotonic_s >= self.confirmed_until_s:
+        was_waiting, running.has_own_turn = running.has_own_turn, False
+        is_lost = was_waiting and self._id not in self.ring.owners(running.slot)  # To another ring, meanwhile.
+        if is_lost or now.monotonic_s >= self.confirmed_until_s:
             keeper = machine.on_failure(self._id, "this node is not sure to own the key", uncertain=False)
             return self._ask_to_keep(running, keeper, self._id, now)
         applied = self.replica.write(running.slot, running.request.key, running.record, now)

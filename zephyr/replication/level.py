@@ -14,10 +14,14 @@ node that begins anew waits for a moment even so, since it may have been the one
 
     PULL request   (slots, 2 bytes each; the key to go on after, or empty)
     reply          (pairs of key and record, tombstones included; how many slots are done; the last key of the next one;
-                    those of the slots that the source owns no more, or not yet, and has nothing of)
+                    those of the slots that the source owns no more, or not yet, and has nothing of;
+                    ghosts, 26 bytes each: slot, hash of the key, version)
 
 An owner by this node's ring that says so has another ring still, and is asked again; anybody else has nothing, and is
 done with.
+
+Ghosts travel since one of the others may have missed the value that expired or was evicted, and has an older one. They
+come after the pairs of their slot, which is done only then.
 
 Paced: one page at a time from each source, `PAUSE_S` apart; slots with the fewest others to ask come first, since they
 are nearest to being lost. What arrives is inserted at the cold end and evicts nothing.
@@ -35,10 +39,10 @@ from typing import Any
 
 from zephyr.config import KEY_BYTES_MAX, SLOTS
 from zephyr.events import CONTROL_CALL_ID_MIN, Effect, PeerAnswered, PeerCallFailed, SendPeer
-from zephyr.model import Instant, NodeId
+from zephyr.model import Instant, NodeId, Version
 from zephyr.peer.wire import Operation, Status
 from zephyr.ring.ring import Ring, key_slot
-from zephyr.store.record import HybridLogicalClock, record_is_valid, record_version
+from zephyr.store.record import VERSION_BYTES, VERSION_ZERO, HybridLogicalClock, record_is_valid, record_version
 from zephyr.store.store import Store
 
 CALL_ID_MIN = CONTROL_CALL_ID_MIN + (1 << 61)
@@ -63,6 +67,9 @@ RETRY_S = 0.5
 CALL_TIMEOUT_S = 2.0
 SCAN_SLOTS = 2048
 """Slots looked at by one slice after a change of the ring."""
+
+
+_GHOST = struct.Struct(f">HQ{VERSION_BYTES}s")
 
 
 class _Source:
@@ -249,7 +256,7 @@ class Levels:
         if source is None or source.call_id != event.call_id:
             return []
         try:
-            pairs, done, after_key, refused = _decoded(event, slots)
+            pairs, done, after_key, refused, ghosts = _decoded(event, slots)
         except (ValueError, TypeError):
             return self.on_failed(PeerCallFailed(event.call_id, "another form"), now)
         del self._calls[event.call_id]
@@ -259,6 +266,9 @@ class Levels:
             slot = key_slot(key)
             if slot in wanted and self._id in self._ring.owners(slot):
                 self._take(slot, key, record, now)
+        for slot, of_slot in ghosts.items():
+            if slot in wanted and self._id in self._ring.owners(slot):
+                self._take_ghosts(slot, of_slot, now)
         for slot in slots[:done]:
             if slot in refused and node_id in self._ring.owners(slot):
                 source.due_s = now.monotonic_s + RETRY_S
@@ -272,10 +282,20 @@ class Levels:
     def _take(self, slot: int, key: bytes, record: bytes, now: Instant) -> None:
         if not self._clock.observe(record_version(record), now.unix_ms):
             return  # A stamp too far ahead is refused here as in a write.
-        applied = self._store.apply(slot, key, record, self._clock.now_unix_ms(now.unix_ms), cold=True)
+        applied = self._store.apply(slot, key, record, self._clock.now_unix_ms(now.unix_ms), cold=True, fetched=True)
         if applied.applied:
             self.pulled_records += 1
             self.pulled_bytes += len(key) + len(record)
+
+    def _take_ghosts(self, slot: int, ghosts: dict[int, Version], now: Instant) -> None:
+        known = self._store.slot_ghosts(slot)
+        fresh = {
+            key_hash: version
+            for key_hash, version in ghosts.items()
+            if version > known.get(key_hash, VERSION_ZERO) and self._clock.observe(version, now.unix_ms)
+        }
+        if fresh:
+            self._store.remember_ghosts(slot, fresh)
 
     # --- answering ------------------------------------------------------------------------------------
 
@@ -288,23 +308,51 @@ class Levels:
                 return Status.BAD_REQUEST, ("slots, and a key to go on after",)
         if any(slot >= SLOTS for slot in slots):
             return Status.BAD_REQUEST, ("no such slot",)
-        pairs: list[tuple[bytes, bytes]] = []
+        page = _Page()
         refused: list[int] = []
-        size_bytes = 0
         for done, slot in enumerate(slots):
             items = sorted(self._store.slot_items(slot)) if self._store.slot_digest(slot) else []
             if not items and self._id not in self._ring.owners(slot):
                 refused.append(slot)
             for key, record in items:
-                if key <= after_key:
-                    continue
-                if len(pairs) >= PAGE_KEYS_MAX or (pairs and size_bytes + len(key) + len(record) > PAGE_BYTES_MAX):
-                    after_key = pairs[-1][0] if key_slot(pairs[-1][0]) == slot else b""
-                    return Status.OK, (tuple(pairs), done, after_key, tuple(refused))
-                pairs.append((key, record))
-                size_bytes += len(key) + len(record)
+                if key > after_key:
+                    if not page.takes(key, record):
+                        return Status.OK, page.payload(done, after_key, refused)
+                    after_key = key
+            if not page.takes_ghosts(slot, self._store.slot_ghosts(slot)):
+                return Status.OK, page.payload(done, after_key, refused)
             after_key = b""
-        return Status.OK, (tuple(pairs), len(slots), b"", tuple(refused))
+        return Status.OK, page.payload(len(slots), b"", refused)
+
+
+class _Page:
+    """A page that is being filled: what does not fit stays for the next one, unless this one is empty."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[bytes, bytes]] = []
+        self._ghosts: list[bytes] = []
+        self._size_bytes = 0
+
+    def takes(self, key: bytes, record: bytes) -> bool:
+        if len(self._pairs) >= PAGE_KEYS_MAX or not self._has_room(len(key) + len(record)):
+            return False
+        self._pairs.append((key, record))
+        return True
+
+    def takes_ghosts(self, slot: int, ghosts: dict[int, Version]) -> bool:
+        if ghosts and not self._has_room(len(ghosts) * _GHOST.size):
+            return False
+        self._ghosts += [_GHOST.pack(slot, key_hash, version) for key_hash, version in ghosts.items()]
+        return True
+
+    def payload(self, done: int, after_key: bytes, refused: list[int]) -> tuple[Any, ...]:
+        return (tuple(self._pairs), done, after_key, tuple(refused), b"".join(self._ghosts))
+
+    def _has_room(self, size_bytes: int) -> bool:
+        if self._size_bytes and self._size_bytes + size_bytes > PAGE_BYTES_MAX:
+            return False
+        self._size_bytes += size_bytes
+        return True
 
 
 def _is_slots(packed: bytes) -> bool:
@@ -313,11 +361,14 @@ def _is_slots(packed: bytes) -> bool:
 
 def _decoded(
     event: PeerAnswered, slots: tuple[int, ...]
-) -> tuple[tuple[tuple[bytes, bytes], ...], int, bytes, tuple[int, ...]]:
-    """Read a page: (pairs, slots done, key to go on after, slots refused). Raises ValueError or TypeError."""
+) -> tuple[tuple[tuple[bytes, bytes], ...], int, bytes, tuple[int, ...], dict[int, dict[int, Version]]]:
+    """Read a page: (pairs, slots done, key to go on after, slots refused, ghosts of slots).
+
+    Raises ValueError or TypeError.
+    """
     if event.status != Status.OK:
         raise ValueError("not ok")
-    pairs, done, after_key, refused = event.payload
+    pairs, done, after_key, refused, packed_ghosts = event.payload
     if type(done) is not int or not 0 <= done <= len(slots) or type(after_key) is not bytes:
         raise ValueError("page")
     for key, record in pairs:
@@ -327,4 +378,9 @@ def _decoded(
             raise ValueError("record")
     if type(refused) is not tuple or len(refused) > SLOTS_MAX:
         raise ValueError("refused")
-    return pairs, done, after_key, refused
+    if type(packed_ghosts) is not bytes or len(packed_ghosts) > PAGE_BYTES_MAX or len(packed_ghosts) % _GHOST.size:
+        raise ValueError("ghosts")
+    ghosts: dict[int, dict[int, Version]] = {}
+    for slot, key_hash, version in _GHOST.iter_unpack(packed_ghosts):
+        ghosts.setdefault(slot, {})[key_hash] = version
+    return pairs, done, after_key, refused, ghosts

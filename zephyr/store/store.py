@@ -6,13 +6,13 @@ full. Knows nothing of owners, peers or time: slots and unix ms are handed in.
     value       a record in its slot's dict
     empty       b"" there: the value is gone, and the eviction policy still lists the key
     tombstone   a versioned mark of a deletion, in dicts of their own with a budget of their own
-    ghost       (key hash, version) of an expired or evicted value, in one bounded set
+    ghost       (key hash, version) of an expired or evicted value, here or at another owner; by slot, all bounded
     floor       per slot: the highest version of a tombstone or ghost that was forgotten
 
 A cache may miss; it must not resurrect. So a record is refused when it is not newer than what stands for
 its key: the value, else the tombstone, else the ghost, else the slot's floor. That holds for every write,
 foreground and repair: the coordinator of a refused one is told the version that stands, stamps above it,
-and loses nothing.
+and loses nothing. A new owner that fetches takes the very version of a ghost, too: what one owner evicted, another has.
 
 Invariants (`check_invariants`): counts and bytes are those of the entries; each slot's digest is that of its
 values and tombstones; a floor never falls.
@@ -21,13 +21,12 @@ values and tombstones; a floor never falls.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import mmh3
 
-from zephyr.config import SLOTS
 from zephyr.model import Version
 from zephyr.store.digest import entry_digest
 from zephyr.store.eviction import make_eviction
@@ -53,9 +52,8 @@ COLD_FILL_MAX = 0.9
 """Share of the bound above which repair and handoff insert nothing: repair never evicts."""
 BUCKET_KEYS_MAX = 4096
 """Keys of one dict of an expiry bucket; a fuller second has several, so that none takes long to grow."""
-GHOSTS_OF_PART = 2048
-"""Ghosts of one part of their set: an ordered dict that is full rebuilds itself now and then, which took 15 ms with
-100,000 in one."""
+GHOSTS_OF_SLOT_MAX = 1500
+"""Ghosts of one slot, beside the bound of all: they travel in one page (`zephyr.replication.level`)."""
 COLLECT_EVERY = 128
 """Emptied entries per sweep of one segment of the policy's list: four keys looked at for each emptied one."""
 
@@ -110,9 +108,11 @@ class Store:
         self._tombstone_grace_ms = tombstone_grace_ms
         self._tombstones: dict[int, dict[bytes, bytes]] = {}
         self._tombstone_line: OrderedDict[bytes, None] = OrderedDict()
-        self._ghost_parts = tuple(OrderedDict[int, Version]() for _ in range(max(1, ghosts_max // GHOSTS_OF_PART)))
-        """By slot; each forgets its oldest."""
-        self._ghosts_of_part_max = ghosts_max // len(self._ghost_parts)
+        self._ghosts_max = ghosts_max
+        self._ghosts: dict[int, dict[int, Version]] = {}
+        """By slot: hash of the key -> version, the oldest first."""
+        self._ghost_line: deque[int] = deque()
+        """The slot of each ghost, the oldest first."""
         self._floors: dict[int, Version] = {}
         self._digests: dict[int, int] = {}
         self._buckets: dict[int, list[dict[bytes, None]]] = {}
@@ -177,12 +177,16 @@ class Store:
 
     def ghost(self, slot: int, key: bytes) -> Version | None:
         """Return the version that an expired or evicted key had, while it is remembered."""
-        return self._ghosts_beside(slot).get(_ghost_id(slot, key))
+        return self._ghosts.get(slot, {}).get(_key_hash(key))
+
+    def slot_ghosts(self, slot: int) -> dict[int, Version]:
+        """Return what is known of expired and evicted keys of a slot, to be read only: hash of the key -> version."""
+        return self._ghosts.get(slot, {})
 
     @property
     def ghosts(self) -> int:
         """Ghosts remembered."""
-        return sum(map(len, self._ghost_parts))
+        return len(self._ghost_line)
 
     def occupied_slots(self) -> list[int]:
         """Return the slots that hold anything, in order; emptied entries that are not swept yet count too."""
@@ -194,11 +198,14 @@ class Store:
         """Whether a value is larger than the whole bound."""
         return self._size(key, record) > self.bytes_max
 
-    def apply(self, slot: int, key: bytes, record: bytes, now_unix_ms: int, *, cold: bool = False) -> Applied:
+    def apply(
+        self, slot: int, key: bytes, record: bytes, now_unix_ms: int, *, cold: bool = False, fetched: bool = False
+    ) -> Applied:
         """Take a record if it is newer than what stands; the same one again changes nothing.
 
-        `cold`: from repair or handoff. It is listed as the next to go, and refused when memory is nearly
-        full instead of evicting anything.
+        `cold`: from repair or handoff. It is listed as the next to go, and refused when memory is nearly full instead
+        of evicting anything; an older value of the key goes even so. `fetched`: with its slot, from another owner. Then
+        the version of a ghost is taken, too.
         """
         entries = self._slots.get(slot)
         standing = entries.get(key) if entries else None
@@ -209,22 +216,36 @@ class Store:
         version = record[:VERSION_BYTES]
         newest = standing[:VERSION_BYTES] if standing else self._mark(slot, key)
         existed = bool(standing)
-        is_newer = version > newest
-        if not is_newer:
+        if version <= newest:
             same = version == newest and (existed or self._is_tombstone(slot, key, version))
-            return Applied(same, existed, newest)
+            if same or version < newest or not (fetched and self.ghost(slot, key) == version):
+                return Applied(same, existed, newest)
         if record[FLAGS_AT] & FLAG_TOMBSTONE:
             self._apply_tombstone(slot, key, record, standing)
-            return Applied(is_newer, existed, version)
+            return Applied(applied=True, existed=existed, newest=version)
         size = self._size(key, record)
         if size > self.bytes_max:
             return Applied(applied=False, existed=existed, newest=newest, too_large=True)
-        if cold and self.bytes_used + size > self.bytes_max * COLD_FILL_MAX:
-            return Applied(applied=False, existed=existed, newest=newest, full=True)
+        growth = size if standing is None else size - self._size(key, standing)
+        if cold and growth > 0 and self.bytes_used + growth > self.bytes_max * COLD_FILL_MAX:
+            if standing:
+                self.drop_outdated(slot, key, version)
+            return Applied(applied=False, existed=existed, newest=version if standing else newest, full=True)
         self._put(slot, key, record, standing, size, cold=cold)
         if self.bytes_used > self.bytes_max:
             self._evict(key)
-        return Applied(is_newer, existed, version)
+        return Applied(applied=True, existed=existed, newest=version)
+
+    def remember_ghosts(self, slot: int, ghosts: dict[int, Version]) -> None:
+        """Take what another owner knows of expired and evicted keys of a slot: values older than that go.
+
+        What is forgotten for it raises the floors of this node's own, as ever; the other's floors stay where they are.
+        """
+        for key, record in list(self._slots.get(slot, {}).items()):
+            if record and record_version(record) < ghosts.get(_key_hash(key), VERSION_ZERO):
+                self._remove(slot, key, record)
+        for key_hash, version in ghosts.items():
+            self._remember_ghost(slot, key_hash, version)
 
     def drop_outdated(self, slot: int, key: bytes, mark: Version) -> bool:
         """Drop a value below a mark that another replica has of its key, and keep that mark. False: there is none."""
@@ -232,7 +253,7 @@ class Store:
         if not record or record_version(record) >= mark:
             return False
         self._remove(slot, key, record)
-        self._remember_ghost(slot, key, mark)
+        self._remember_ghost(slot, _key_hash(key), mark)
         return True
 
     def drop_slot(self, slot: int) -> int:
@@ -360,7 +381,7 @@ class Store:
             record = self._slots[slot].pop(key)  # A listed key has an entry.
             if record:
                 self._unlink(slot, key, record)
-                self._remember_ghost(slot, key, record_version(record))
+                self._remember_ghost(slot, _key_hash(key), record_version(record))
                 self.evictions += 1
             else:
                 self.bytes_used -= self._size(key, b"")
@@ -391,7 +412,7 @@ class Store:
 
     def _expire(self, slot: int, key: bytes, record: bytes) -> None:
         self._remove(slot, key, record)
-        self._remember_ghost(slot, key, record_version(record))
+        self._remember_ghost(slot, _key_hash(key), record_version(record))
         self.expired += 1
 
     # --- tombstones, ghosts, floors -------------------------------------------------------------------
@@ -401,8 +422,8 @@ class Store:
         marks = self._tombstones.get(slot)
         if marks and key in marks:
             return record_version(marks[key])
-        ghosts = self._ghosts_beside(slot)
-        ghost = ghosts.get(_ghost_id(slot, key)) if ghosts else None
+        ghosts = self._ghosts.get(slot)
+        ghost = ghosts.get(_key_hash(key)) if ghosts else None
         floor = self._floors.get(slot, VERSION_ZERO) if self._floors else VERSION_ZERO
         return ghost if ghost is not None and ghost > floor else floor
 
@@ -446,18 +467,27 @@ class Store:
         self._digests[slot] = self._digests.get(slot, 0) ^ entry_digest(key, mark)
         self._raise_floor(slot, record_version(mark))
 
-    def _remember_ghost(self, slot: int, key: bytes, version: Version) -> None:
-        ghosts = self._ghosts_beside(slot)
-        ghost_id = _ghost_id(slot, key)
-        ghosts[ghost_id] = version
-        ghosts.move_to_end(ghost_id)
-        if len(ghosts) > self._ghosts_of_part_max:
-            oldest_id, oldest = ghosts.popitem(last=False)
-            self._raise_floor(oldest_id & (SLOTS - 1), oldest)
+    def _remember_ghost(self, slot: int, key_hash: int, version: Version) -> None:
+        ghosts = self._ghosts.get(slot)
+        if ghosts is None:
+            ghosts = self._ghosts[slot] = {}
+        earlier = ghosts.pop(key_hash, VERSION_ZERO)
+        ghosts[key_hash] = max(version, earlier)
+        if earlier != VERSION_ZERO:
+            return
+        if len(ghosts) > GHOSTS_OF_SLOT_MAX:
+            self._forget_ghost(slot)  # Whose place in the line this one has.
+            return
+        self._ghost_line.append(slot)
+        if len(self._ghost_line) > self._ghosts_max:
+            self._forget_ghost(self._ghost_line.popleft())
 
-    def _ghosts_beside(self, slot: int) -> OrderedDict[int, Version]:
-        """Return the part of the ghosts in which those of a slot are."""
-        return self._ghost_parts[slot % len(self._ghost_parts)]
+    def _forget_ghost(self, slot: int) -> None:
+        """Forget the oldest ghost of a slot; its floor rises to it."""
+        ghosts = self._ghosts[slot]
+        self._raise_floor(slot, ghosts.pop(next(iter(ghosts))))
+        if not ghosts:
+            del self._ghosts[slot]
 
     def _raise_floor(self, slot: int, version: Version) -> None:
         if version > self._floors.get(slot, VERSION_ZERO):
@@ -478,13 +508,16 @@ class Store:
         assert sorted(self._tombstone_line) == sorted(key for _, key, _ in marks)
         assert self.tombstone_bytes == sum(len(key) + TOMBSTONE_OVERHEAD_BYTES for _, key, _ in marks)
         assert self.tombstone_bytes <= self._tombstone_bytes_max
-        assert all(len(ghosts) <= self._ghosts_of_part_max for ghosts in self._ghost_parts)
+        assert Counter(self._ghost_line) == {slot: len(ghosts) for slot, ghosts in self._ghosts.items()}
+        assert len(self._ghost_line) <= self._ghosts_max
+        assert all(0 < len(ghosts) <= GHOSTS_OF_SLOT_MAX for ghosts in self._ghosts.values())
         digests: dict[int, int] = {}
         for slot, key, record in live + marks:
             digests[slot] = digests.get(slot, 0) ^ entry_digest(key, record)
             assert self._slot_of(key) == slot
         assert {slot: digest for slot, digest in self._digests.items() if digest} == digests
         scheduled = sorted(key for parts in self._buckets.values() for part in parts for key in part)
+        assert all(record_version(record) >= (self.ghost(slot, key) or VERSION_ZERO) for slot, key, record in live)
         assert scheduled == sorted(key for _, key, record in live if record_expires_unix_ms(record))
         assert sorted(self._bucket_seconds) == sorted(self._buckets)
 
@@ -498,9 +531,9 @@ def _bucket_of(expires_unix_ms: int) -> int:
     return -(-expires_unix_ms // 1000)
 
 
-def _ghost_id(slot: int, key: bytes) -> int:
-    """Return 50 bits of a hash of the key, then its slot."""
-    return (mmh3.mmh3_x64_128_uintdigest(key) & _GHOST_MASK) << 14 | slot
+def _key_hash(key: bytes) -> int:
+    """Return 64 bits that stand for a key within its slot."""
+    return mmh3.mmh3_x64_128_uintdigest(key) & _HASH_MASK
 
 
-_GHOST_MASK = (1 << 50) - 1
+_HASH_MASK = (1 << 64) - 1
