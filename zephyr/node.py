@@ -435,8 +435,12 @@ class Node:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
             self.leftovers.ring_changed()
+        # Without etcd a ring of its own is what a newcomer has, or who was cut off: neither held what the others wrote.
+        was_alone = self.etcd is None and len(self.ring.members) == 1 < len(ring.members)
         self.ring = ring
         self.levels.ring_changed(ring, now)
+        if was_alone:
+            self.levels.begin_anew(now)
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
 
     def _publish(self, view: ClusterView) -> list[Effect]:

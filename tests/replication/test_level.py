@@ -1,14 +1,17 @@
 """Level slots: machines of one cluster, joined in memory."""
 
+import random
 import struct
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from zephyr.config import SLOTS
-from zephyr.events import PeerAnswered, PeerCallFailed, SendPeer
-from zephyr.model import Instant
+from zephyr.config import SLOTS, Settings
+from zephyr.events import DatagramReceived, PeerAnswered, PeerCallFailed, SendPeer, Started, TimerFired
+from zephyr.gossip.messages import Alive, Packet
+from zephyr.model import Instant, Member
+from zephyr.node import Node
 from zephyr.peer.wire import Operation, Status
 from zephyr.replication.level import CALL_TIMEOUT_S, PAGE_BYTES_MAX, PAGE_KEYS_MAX, RETRY_S, Levels
 from zephyr.ring.ring import RingMember, build_ring, key_slot
@@ -447,6 +450,27 @@ def test_who_is_out_of_the_ring_and_never_answers_is_not_waited_for_for_ever():
                 levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), done, b"", (), b"")), at(second))
         levels.check_invariants()
     assert levels.is_done
+
+
+def test_without_etcd_who_was_alone_fetches_what_the_others_have():
+    me, other = (Member(node_id, "h:1", "h:2", "h:3", epoch=1) for node_id in ("n1", "n2"))
+    node = Node(Settings(id="n1", etcd=(), memory=1 << 24), me, random.Random(1), at(1))
+    node.handle(Started(), at(1))
+    second = 1.0
+
+    def run_until(is_true) -> list:
+        nonlocal second
+        effects = []
+        while not is_true():
+            second += 0.01
+            assert second < 10
+            effects += node.handle(TimerFired(), at(second))
+        return effects
+
+    run_until(lambda: node.view.owners and node.levels.is_done)
+    effects = node.handle(DatagramReceived("h:3", Packet("n2", 1, (Alive(me, 0), Alive(other, 0)))), at(second))
+    effects += run_until(lambda: len(node.ring.members) == 2 and node.levels.pending == SLOTS)
+    assert any(isinstance(effect, SendPeer) and effect.operation == Operation.PULL for effect in effects)
 
 
 VALUES = st.recursive(
