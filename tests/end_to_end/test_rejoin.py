@@ -11,8 +11,9 @@ KEYS = 2000
 
 
 @pytest.mark.timeout(240)
-async def test_one_node_after_the_other_is_killed_and_started_again_and_no_key_is_lost(start_cluster, figure):
-    cluster = await start_cluster(5, "--evict-after", "500ms")
+@pytest.mark.parametrize("etcd", [True, pytest.param(False, marks=pytest.mark.chaos)])
+async def test_one_node_after_the_other_is_killed_and_started_again_and_no_key_is_lost(start_cluster, figure, etcd):
+    cluster = await start_cluster(5, "--evict-after" if etcd else "--gossip-evict-after", "500ms", etcd=etcd)
     values = {f"key-{number}": b"%d" % number * 50 for number in range(KEYS)}
     for number, (key, value) in enumerate(values.items()):
         status, _ = await cluster.request(cluster.nodes[number % 5], "PUT", f"/kv/{key}", value)
