@@ -175,3 +175,13 @@ def test_who_registers_anew_while_its_view_was_vouched_for_has_missed_nothing(un
     one.etcd.lease_deadline_s = 40.0
     one.until(20 + unsure_s)
     assert not registered_anew(one, 20 + unsure_s, 8)
+
+
+@pytest.mark.parametrize("is_etcds_word", [True, False])
+def test_who_was_unsure_for_a_moment_while_gossip_led_may_have_missed_writes(is_etcds_word):
+    one = owner_registered_at_second_2()
+    one.confirmation.update(IDS, DIGEST, at(20), is_owner=True, is_etcds_word=is_etcds_word)
+    one.confirmation.has_missed_writes(at(20), is_owner=True, is_etcds_word=is_etcds_word)
+    one.etcd.lease_deadline_s = 40.0
+    one.until(21)
+    assert registered_anew(one, 21, 8) is not is_etcds_word

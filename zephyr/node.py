@@ -90,6 +90,8 @@ EXPIRY_PAUSE_S = 0.004
 """Time between two slices of active expiry while there is more to expire: 50,000 keys a second at most."""
 EXPIRY_PERIOD_S = 1.0
 """Time between two looks for expired entries: reads never see one anyway, but its memory is wanted."""
+NEWCOMER_S = 10.0
+"""Without etcd, a node that started less than this ago has met only some of the others yet."""
 LEAVE_LINGER_S = 0.5
 """How long a node that left goes on serving peers: their watches need a moment to tell them."""
 
@@ -108,6 +110,7 @@ class Node:
         """Numbers of the first entry there ever was, and of the next one: two lives of one id never share any."""
         self.ring_change_count = 0
         """How often the table of owners changed."""
+        self._started_s = now.monotonic_s
         self.store = Store(
             memory_bytes_max=settings.memory,
             tombstone_bytes_max=settings.tombstone_memory,
@@ -365,7 +368,7 @@ class Node:
         effects = self.confirmation.update(
             self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner, is_etcds_word=is_etcds_word
         )
-        if self.confirmation.has_missed_writes(now, is_owner=self._is_owner):
+        if self.confirmation.has_missed_writes(now, is_owner=self._is_owner, is_etcds_word=is_etcds_word):
             self.levels.begin_anew(now)
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
 
@@ -435,13 +438,20 @@ class Node:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
             self.leftovers.ring_changed()
-        # Without etcd a ring of its own is what a newcomer has, or who was cut off: neither held what the others wrote.
-        was_alone = self.etcd is None and len(self.ring.members) == 1 < len(ring.members)
+        is_stranger = self._is_stranger_in(ring, now)
         self.ring = ring
         self.levels.ring_changed(ring, now)
-        if was_alone:
+        if is_stranger:
             self.levels.begin_anew(now)
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
+
+    def _is_stranger_in(self, ring: Ring, now: Instant) -> bool:
+        """Whether a ring may have been without this node: without etcd a newcomer has its own, and who was cut off."""
+        before = {member.id for member in self.ring.members}
+        stayed = sum(member.id in before for member in ring.members)
+        if self.etcd is not None or not before or stayed == len(ring.members):
+            return False
+        return 2 * stayed <= len(ring.members) or now.monotonic_s < self._started_s + NEWCOMER_S
 
     def _publish(self, view: ClusterView) -> list[Effect]:
         if view == self.view:

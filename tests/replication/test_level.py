@@ -11,9 +11,9 @@ from zephyr.config import SLOTS, Settings
 from zephyr.events import DatagramReceived, PeerAnswered, PeerCallFailed, SendPeer, Started, TimerFired
 from zephyr.gossip.messages import Alive, Packet
 from zephyr.model import Instant, Member
-from zephyr.node import Node
+from zephyr.node import NEWCOMER_S, Node
 from zephyr.peer.wire import Operation, Status
-from zephyr.replication.level import CALL_TIMEOUT_S, PAGE_BYTES_MAX, PAGE_KEYS_MAX, RETRY_S, Levels
+from zephyr.replication.level import CALL_TIMEOUT_S, PAGE_BYTES_MAX, PAGE_KEYS_MAX, RETRY_S, SLOTS_MAX, Levels
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 from zephyr.store.record import HybridLogicalClock, pack_record
 from zephyr.store.store import Store
@@ -267,6 +267,7 @@ def test_what_one_owner_evicted_is_fetched_from_another_in_whatever_order_they_a
 
 def test_ghosts_fill_pages_of_their_own_and_a_slot_is_done_with_the_last_of_them():
     source, slots = Side("n1", ghosts=100_000), tuple(range(40))
+    source.levels.ring_changed(ring("n1"), at(1))
     version = source.clock.stamp(UNIX_MS)
     for slot in slots:
         source.store.remember_ghosts(slot, dict.fromkeys(range(slot * 20), version))
@@ -452,25 +453,63 @@ def test_who_is_out_of_the_ring_and_never_answers_is_not_waited_for_for_ever():
     assert levels.is_done
 
 
+class Loner:
+    """A node without etcd that has heard of nobody; whom it asks has nothing."""
+
+    def __init__(self) -> None:
+        self.members = {node_id: Member(node_id, "h:1", "h:2", "h:3", epoch=1) for node_id in ("n1", *"abcde")}
+        self.node = Node(Settings(id="n1", etcd=(), memory=1 << 24), self.members["n1"], random.Random(1), at(1))
+        self.second = 1.0
+        self.node.handle(Started(), at(1))
+        self.settle(1)
+
+    def handle(self, event) -> int:
+        """Return how many pages were asked for."""
+        pages = 0
+        for effect in self.node.handle(event, at(self.second)):
+            if isinstance(effect, SendPeer) and effect.operation == Operation.PULL:
+                answer = ((), len(effect.arguments[0]) // 2, b"", (), b"")
+                pages += 1 + self.handle(PeerAnswered(effect.call_id, Status.OK, answer))
+        return pages
+
+    def settle(self, members: int) -> int:
+        pages, until = 0, self.second + 5
+        while len(self.node.ring.members) != members or not self.node.levels.is_done:
+            self.second += 0.01
+            assert self.second < until
+            pages += self.handle(TimerFired())
+        return pages
+
+    def hears_of(self, *ids: str) -> None:
+        """Return when the ring has them, and every slot is level: how many pages were asked for."""
+        members = len(self.node.ring.members) + len(ids)
+        alive = tuple(Alive(self.members[node_id], 0) for node_id in ids)
+        pages = self.handle(DatagramReceived("h:3", Packet(ids[0], 1, alive)))
+        return pages + self.settle(members)
+
+
+PAGES = SLOTS // SLOTS_MAX
+"""From each other owner, at least, where each of three slots in five is owned."""
+
+
 def test_without_etcd_who_was_alone_fetches_what_the_others_have():
-    me, other = (Member(node_id, "h:1", "h:2", "h:3", epoch=1) for node_id in ("n1", "n2"))
-    node = Node(Settings(id="n1", etcd=(), memory=1 << 24), me, random.Random(1), at(1))
-    node.handle(Started(), at(1))
-    second = 1.0
+    node = Loner()
+    assert node.hears_of("a") >= PAGES
+    assert node.hears_of("b") >= 2 * PAGES, "it has just started: these may have been there before"
 
-    def run_until(is_true) -> list:
-        nonlocal second
-        effects = []
-        while not is_true():
-            second += 0.01
-            assert second < 10
-            effects += node.handle(TimerFired(), at(second))
-        return effects
 
-    run_until(lambda: node.view.owners and node.levels.is_done)
-    effects = node.handle(DatagramReceived("h:3", Packet("n2", 1, (Alive(me, 0), Alive(other, 0)))), at(second))
-    effects += run_until(lambda: len(node.ring.members) == 2 and node.levels.pending == SLOTS)
-    assert any(isinstance(effect, SendPeer) and effect.operation == Operation.PULL for effect in effects)
+def test_without_etcd_newcomers_that_meet_first_fetch_what_the_others_have():
+    node = Loner()
+    node.hears_of("a")
+    node.second += NEWCOMER_S
+    assert node.hears_of("b", "c", "d") >= 2 * PAGES
+
+
+def test_without_etcd_a_member_that_comes_to_a_ring_is_asked_for_nothing():
+    node = Loner()
+    node.hears_of("a", "b", "c")
+    node.second += NEWCOMER_S
+    assert node.hears_of("d", "e") == 0
 
 
 VALUES = st.recursive(

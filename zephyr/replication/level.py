@@ -21,7 +21,8 @@ An owner by this node's ring that says so has another ring still, and is asked a
 done with.
 
 Ghosts travel since one of the others may have missed the value that expired or was evicted, and has an older one. They
-come after the pairs of their slot, which is done only then.
+come after the pairs of their slot, which is done only then. Who has nothing else of a slot, and did not own it lately,
+sends none.
 
 Paced: one page at a time from each source, `PAUSE_S` apart; slots with the fewest others to ask come first, since they
 are nearest to being lost. What arrives is inserted at the cold end and evicts nothing.
@@ -42,7 +43,7 @@ from zephyr.events import CONTROL_CALL_ID_MIN, Effect, PeerAnswered, PeerCallFai
 from zephyr.model import Instant, NodeId, Version
 from zephyr.peer.wire import Operation, Status
 from zephyr.ring.ring import Ring, key_slot
-from zephyr.store.record import VERSION_BYTES, VERSION_ZERO, HybridLogicalClock, record_is_valid, record_version
+from zephyr.store.record import VERSION_BYTES, HybridLogicalClock, record_is_valid, record_version
 from zephyr.store.store import Store
 
 CALL_ID_MIN = CONTROL_CALL_ID_MIN + (1 << 61)
@@ -178,6 +179,7 @@ class Levels:
         gained = self._ring.gained(self._held, self._id, self._cursor, end)
         found = [(len(asked), slot, asked) for slot in gained if (asked := self._asked_of(slot))]
         for _, slot, asked in sorted(found):
+            self._store.forget_floor(slot)
             for node_id in asked:
                 if node_id not in self._sources:
                     self._sources[node_id] = _Source()
@@ -288,14 +290,9 @@ class Levels:
             self.pulled_bytes += len(key) + len(record)
 
     def _take_ghosts(self, slot: int, ghosts: dict[int, Version], now: Instant) -> None:
-        known = self._store.slot_ghosts(slot)
-        fresh = {
-            key_hash: version
-            for key_hash, version in ghosts.items()
-            if version > known.get(key_hash, VERSION_ZERO) and self._clock.observe(version, now.unix_ms)
-        }
-        if fresh:
-            self._store.remember_ghosts(slot, fresh)
+        observe, unix_ms = self._clock.observe, now.unix_ms
+        trusted = {key_hash: version for key_hash, version in ghosts.items() if observe(version, unix_ms)}
+        self._store.remember_ghosts(slot, trusted)
 
     # --- answering ------------------------------------------------------------------------------------
 
@@ -312,14 +309,17 @@ class Levels:
         refused: list[int] = []
         for done, slot in enumerate(slots):
             items = sorted(self._store.slot_items(slot)) if self._store.slot_digest(slot) else []
+            ghosts = self._store.slot_ghosts(slot)
             if not items and self._id not in self._ring.owners(slot):
                 refused.append(slot)
+                if ghosts and not any(self._id in ring.owners(slot) for ring, _ in self._earlier):
+                    continue
             for key, record in items:
                 if key > after_key:
                     if not page.takes(key, record):
                         return Status.OK, page.payload(done, after_key, refused)
                     after_key = key
-            if not page.takes_ghosts(slot, self._store.slot_ghosts(slot)):
+            if not page.takes_ghosts(slot, ghosts):
                 return Status.OK, page.payload(done, after_key, refused)
             after_key = b""
         return Status.OK, page.payload(len(slots), b"", refused)

@@ -12,7 +12,8 @@ full. Knows nothing of owners, peers or time: slots and unix ms are handed in.
 A cache may miss; it must not resurrect. So a record is refused when it is not newer than what stands for
 its key: the value, else the tombstone, else the ghost, else the slot's floor. That holds for every write,
 foreground and repair: the coordinator of a refused one is told the version that stands, stamps above it,
-and loses nothing. A new owner that fetches takes the very version of a ghost, too: what one owner evicted, another has.
+and loses nothing. While a slot is fetched from its other owners, neither the floor nor the very version of a ghost
+stands in the way: this node forgot and evicted, they did not. Of what another owner evicted only the older is refused.
 
 Invariants (`check_invariants`): counts and bytes are those of the entries; each slot's digest is that of its
 values and tombstones; a floor never falls.
@@ -204,8 +205,7 @@ class Store:
         """Take a record if it is newer than what stands; the same one again changes nothing.
 
         `cold`: from repair or handoff. It is listed as the next to go, and refused when memory is nearly full instead
-        of evicting anything; an older value of the key goes even so. `fetched`: with its slot, from another owner. Then
-        the version of a ghost is taken, too.
+        of evicting anything; an older value of the key goes even so. `fetched`: with its slot, from another owner.
         """
         entries = self._slots.get(slot)
         standing = entries.get(key) if entries else None
@@ -216,10 +216,9 @@ class Store:
         version = record[:VERSION_BYTES]
         newest = standing[:VERSION_BYTES] if standing else self._mark(slot, key)
         existed = bool(standing)
-        if version <= newest:
+        if version <= newest and (existed or not fetched or not self._is_missing(slot, key, version)):
             same = version == newest and (existed or self._is_tombstone(slot, key, version))
-            if same or version < newest or not (fetched and self.ghost(slot, key) == version):
-                return Applied(same, existed, newest)
+            return Applied(same, existed, newest)
         if record[FLAGS_AT] & FLAG_TOMBSTONE:
             self._apply_tombstone(slot, key, record, standing)
             return Applied(applied=True, existed=existed, newest=version)
@@ -229,23 +228,43 @@ class Store:
         growth = size if standing is None else size - self._size(key, standing)
         if cold and growth > 0 and self.bytes_used + growth > self.bytes_max * COLD_FILL_MAX:
             if standing:
-                self.drop_outdated(slot, key, version)
-            return Applied(applied=False, existed=existed, newest=version if standing else newest, full=True)
+                self.drop_outdated(slot, key, just_below(version))
+            return Applied(applied=False, existed=existed, newest=newest, full=True)
         self._put(slot, key, record, standing, size, cold=cold)
         if self.bytes_used > self.bytes_max:
             self._evict(key)
         return Applied(applied=True, existed=existed, newest=version)
 
     def remember_ghosts(self, slot: int, ghosts: dict[int, Version]) -> None:
-        """Take what another owner knows of expired and evicted keys of a slot: values older than that go.
+        """Take what another owner knows of expired and evicted keys of a slot: what is older than that goes.
 
-        What is forgotten for it raises the floors of this node's own, as ever; the other's floors stay where they are.
+        The very version may come yet, from who has not evicted it. Nothing is forgotten for this: where there is no
+        room for more ghosts, no more are taken.
         """
+        known = self._ghosts.get(slot, {})
+        marks = {
+            key_hash: mark
+            for key_hash, version in ghosts.items()
+            if version != VERSION_ZERO and (mark := just_below(version)) > known.get(key_hash, VERSION_ZERO)
+        }
+        if not marks:
+            return
+        newest = max(marks.values())
         for key, record in list(self._slots.get(slot, {}).items()):
-            if record and record_version(record) < ghosts.get(_key_hash(key), VERSION_ZERO):
+            if record and record_version(record) <= newest and record_version(record) <= marks.get(_key_hash(key), b""):
                 self._remove(slot, key, record)
-        for key_hash, version in ghosts.items():
-            self._remember_ghost(slot, key_hash, version)
+        for key, record in list(self._tombstones.get(slot, {}).items()):
+            if record_version(record) <= newest and record_version(record) <= marks.get(_key_hash(key), b""):
+                self._remove_tombstone(slot, key)
+                self._digests[slot] = self._digests.get(slot, 0) ^ entry_digest(key, record)
+        for key_hash, version in marks.items():
+            is_room = len(known) < GHOSTS_OF_SLOT_MAX and len(self._ghost_line) < self._ghosts_max
+            if is_room or key_hash in known:
+                self._remember_ghost(slot, key_hash, version)
+
+    def forget_floor(self, slot: int) -> None:
+        """Begin to fetch a slot: what is absent here says nothing, before it has been."""
+        self._floors.pop(slot, None)
 
     def drop_outdated(self, slot: int, key: bytes, mark: Version) -> bool:
         """Drop a value below a mark that another replica has of its key, and keep that mark. False: there is none."""
@@ -259,7 +278,7 @@ class Store:
     def drop_slot(self, slot: int) -> int:
         """Forget all of a slot, since this node no longer owns it. Return how many entries went.
 
-        Leaves no ghosts. The floor stays, since it is safe; so does what the ghosts know.
+        Leaves no ghosts. The floor stays until the slot is fetched anew; what the ghosts know stays.
         """
         count = 0
         for key, record in list(self._slots.get(slot, {}).items()):
@@ -427,6 +446,10 @@ class Store:
         floor = self._floors.get(slot, VERSION_ZERO) if self._floors else VERSION_ZERO
         return ghost if ghost is not None and ghost > floor else floor
 
+    def _is_missing(self, slot: int, key: bytes, version: Version) -> bool:
+        """Whether an absent key may have had this version, for all that is known of that very key."""
+        return key not in self._tombstones.get(slot, {}) and version >= (self.ghost(slot, key) or VERSION_ZERO)
+
     def _is_tombstone(self, slot: int, key: bytes, version: Version) -> bool:
         mark = self._tombstones.get(slot, {}).get(key)
         return mark is not None and record_version(mark) == version
@@ -524,6 +547,11 @@ class Store:
 
 def _is_expired(record: bytes, now_unix_ms: int) -> bool:
     return record[FLAGS_AT] & FLAG_DEADLINE != 0 and record_expires_unix_ms(record) <= now_unix_ms
+
+
+def just_below(version: Version) -> Version:
+    """Return the version before one above `VERSION_ZERO`: a mark at which everything older is refused, and not it."""
+    return (int.from_bytes(version, "big") - 1).to_bytes(VERSION_BYTES, "big")
 
 
 def _bucket_of(expires_unix_ms: int) -> int:
