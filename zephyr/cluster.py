@@ -22,6 +22,7 @@ commit, but for a provisional one; nobody is routed to whom gossip calls dead; e
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import inf
 
 from zephyr.config import Settings
@@ -103,8 +104,8 @@ class Reconciler:
         """Who was removed while gossip led -> boot epoch; kept until etcd has dropped that life too."""
         self._base_heard_since_s = inf
         """Since when most of `_base` is heard; infinity while it is not."""
-        self._was_minority = False
-        """For a time, since gossip leads, it was not."""
+        self._was_minority, self._unheard = False, dict[NodeId, None]()
+        """For a time, since gossip leads, it was not; and who of `_base` was not heard."""
         self._takeover_since_s: float | None = None
         self.stood_still_s = -inf
         """Until when this node did not run, while it has not been registered since, for sure. Set by the node."""
@@ -126,6 +127,18 @@ class Reconciler:
         """Whether this node makes no ring yet of those who are registered: whoever lives is to be among them."""
         is_first = self.etcd is not None and self.etcd.found_all_lapsed and not self.ring_members
         return is_first and self.lead == "takeover"
+
+    @property
+    def may_be_left_out(self) -> bool:
+        """Whether the others may have another ring, while etcd's word does not make the one here.
+
+        So it may be where this node was alone for a time, or etcd stood at the side of others, who were not heard and
+        whose leases lasted longer.
+        """
+        if self.etcd is None or self.lead not in ("gossip", "takeover"):
+            return False
+        is_registered = self.settings.id in self.etcd.registrations
+        return self._was_alone() or (not is_registered and self._outlasts(self.etcd, self._unheard))
 
     def _before(self, at_s: float, now: Instant) -> bool:
         """Whether a moment lies ahead; `deadline` then names it."""
@@ -241,7 +254,7 @@ class Reconciler:
             # Any committed view comes before a provisional one.
             self._adoption_count = -1 if self.has_provisional_ring else etcd.adoption_count
             self._base = dict(self.ring_members or self._committed())
-            self._base_heard_since_s, self._was_minority = inf, False
+            self._base_heard_since_s, self._was_minority, self._unheard = inf, False, {}
             self._held_since_s = None
             notes.append(
                 _note(now, "gossip-leads", "", "ring", f"etcd is silent for everybody heard: {etcd.status(now).reason}")
@@ -272,7 +285,9 @@ class Reconciler:
 
         Whom this node lost while it heard a minority may well live: their time begins anew with the majority.
         """
-        if 2 * sum(map(self._is_heard, self._base)) <= len(self._base):
+        unheard = [item for item in self._base if not self._is_heard(item)]
+        self._unheard.update(dict.fromkeys(unheard))
+        if 2 * len(unheard) >= len(self._base):
             self._base_heard_since_s, self._was_minority = inf, True
         elif self._base_heard_since_s == inf:
             self._base_heard_since_s = now.monotonic_s
@@ -296,10 +311,18 @@ class Reconciler:
             return False
         if etcd.departed.get(own) == "evicted":
             return True
-        was_alone = self._was_minority or self.stood_still_s > -inf
-        return was_alone and any(
-            item in registrations and registrations[item].member.epoch == member.epoch
-            for item, member in self._base.items()
+        return self._was_alone() and self._outlasts(etcd, self._base)
+
+    def _was_alone(self) -> bool:
+        """Whether this node heard a minority for a time, or did not run, since etcd's word made the ring."""
+        return self._was_minority or self.stood_still_s > -inf
+
+    def _outlasts(self, etcd: EtcdMembership, owners: Iterable[NodeId]) -> bool:
+        """Whether the registration of any of these owners has lasted all the while."""
+        registrations = etcd.registrations
+        return any(
+            item in registrations and item in self._base and registrations[item].member.epoch == self._base[item].epoch
+            for item in owners
         )
 
     def _take_over(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:

@@ -106,16 +106,19 @@ class Confirmation:
             self._confirmed_s = now.monotonic_s
         return effects
 
-    def has_missed_writes(self, now: Instant, *, is_owner: bool, is_etcds_word: bool = True) -> bool:
+    def has_missed_writes(self, now: Instant, *, is_owner: bool, may_be_left_out: bool) -> bool:
         """Return whether the others may have written without this owner; once for each registration of its own.
 
         Who registered anew, and was not sure of its view for long, may have been out of the ring without seeing it: the
-        others drop nobody sooner than `expiry_grace` after its lease; where gossip led they may, once etcd is back for
-        them. Where everybody's registration was lost, a majority vouched for each view all the while.
+        others drop nobody sooner than `expiry_grace` after its lease. So may who `may_be_left_out`, though its side of
+        a split vouched for its view. Where everybody's registration was lost, a majority vouched for each view, but for
+        a moment.
         """
         is_sure = now.monotonic_s < self.until_s or not is_owner
         if not is_sure:
-            self._unsure_since_s = min(self._unsure_since_s, now.monotonic_s if is_etcds_word else -inf)
+            self._unsure_since_s = min(self._unsure_since_s, now.monotonic_s)
+        if may_be_left_out:
+            self._unsure_since_s = -inf
         was_long = now.monotonic_s - self._unsure_since_s >= self._settings.expiry_grace
         if is_sure and not was_long:
             self._unsure_since_s = inf

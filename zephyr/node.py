@@ -90,8 +90,6 @@ EXPIRY_PAUSE_S = 0.004
 """Time between two slices of active expiry while there is more to expire: 50,000 keys a second at most."""
 EXPIRY_PERIOD_S = 1.0
 """Time between two looks for expired entries: reads never see one anyway, but its memory is wanted."""
-NEWCOMER_S = 10.0
-"""Without etcd, a node that started less than this ago has met only some of the others yet."""
 LEAVE_LINGER_S = 0.5
 """How long a node that left goes on serving peers: their watches need a moment to tell them."""
 
@@ -110,7 +108,6 @@ class Node:
         """Numbers of the first entry there ever was, and of the next one: two lives of one id never share any."""
         self.ring_change_count = 0
         """How often the table of owners changed."""
-        self._started_s = now.monotonic_s
         self.store = Store(
             memory_bytes_max=settings.memory,
             tombstone_bytes_max=settings.tombstone_memory,
@@ -368,7 +365,8 @@ class Node:
         effects = self.confirmation.update(
             self.cluster.voters, self.coordinator.digest, now, is_owner=is_owner, is_etcds_word=is_etcds_word
         )
-        if self.confirmation.has_missed_writes(now, is_owner=self._is_owner, is_etcds_word=is_etcds_word):
+        may_be_left_out = self.cluster.may_be_left_out
+        if self.confirmation.has_missed_writes(now, is_owner=self._is_owner, may_be_left_out=may_be_left_out):
             self.levels.begin_anew(now)
         return effects + self.coordinator.confirm(self.confirmation.until_s, now)
 
@@ -438,20 +436,9 @@ class Node:
             self.ring_change_count += 1
             effects.append(self._note(now, "ring-changed", "", f"owners: {', '.join(view.owners)}", source="ring"))
             self.leftovers.ring_changed()
-        is_stranger = self._is_stranger_in(ring, now)
         self.ring = ring
-        self.levels.ring_changed(ring, now)
-        if is_stranger:
-            self.levels.begin_anew(now)
+        self.levels.ring_changed(ring, now, is_etcds=self.etcd is not None)
         return [*effects, *self._publish(view), *self.coordinator.ring_changed(ring, view, now)]
-
-    def _is_stranger_in(self, ring: Ring, now: Instant) -> bool:
-        """Whether a ring may have been without this node: without etcd a newcomer has its own, and who was cut off."""
-        before = {member.id for member in self.ring.members}
-        stayed = sum(member.id in before for member in ring.members)
-        if self.etcd is not None or not before or stayed == len(ring.members):
-            return False
-        return 2 * stayed <= len(ring.members) or now.monotonic_s < self._started_s + NEWCOMER_S
 
     def _publish(self, view: ClusterView) -> list[Effect]:
         if view == self.view:

@@ -292,6 +292,17 @@ def test_a_write_that_waits_for_its_turn_here_is_not_kept_in_a_slot_that_was_los
     assert coordinator.store.items == (0 if is_lost else 1)
 
 
+@pytest.mark.parametrize("acknowledged", [1, 2])
+def test_who_was_not_sure_to_own_the_key_at_its_turn_keeps_what_enough_others_have(acknowledged):
+    coordinator = build("n1", "n2", "n3")
+    calls = sends(coordinator.begin_write(WriteRequest(b"key", b"value"), at(1)).effects)
+    coordinator.confirm(1.1, at(1.1))
+    for call in calls[:acknowledged]:
+        applied = (True, False, VERSION_ZERO, at(1.2).unix_ms)
+        coordinator.replied(call.call_id, Status.OK, applied, at(1.2))
+    assert coordinator.store.items == (1 if acknowledged == 2 else 0)
+
+
 @pytest.mark.parametrize("jump_ms", [3_600_000, -3_600_000])
 def test_the_only_owner_does_not_follow_a_jump_of_its_clock_for_a_while(jump_ms):
     coordinator = build("n1")

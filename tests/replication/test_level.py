@@ -11,9 +11,17 @@ from zephyr.config import SLOTS, Settings
 from zephyr.events import DatagramReceived, PeerAnswered, PeerCallFailed, SendPeer, Started, TimerFired
 from zephyr.gossip.messages import Alive, Packet
 from zephyr.model import Instant, Member
-from zephyr.node import NEWCOMER_S, Node
+from zephyr.node import Node
 from zephyr.peer.wire import Operation, Status
-from zephyr.replication.level import CALL_TIMEOUT_S, PAGE_BYTES_MAX, PAGE_KEYS_MAX, RETRY_S, SLOTS_MAX, Levels
+from zephyr.replication.level import (
+    CALL_TIMEOUT_S,
+    PAGE_BYTES_MAX,
+    PAGE_KEYS_MAX,
+    RETRY_S,
+    RINGS_KEPT_S,
+    SLOTS_MAX,
+    Levels,
+)
 from zephyr.ring.ring import RingMember, build_ring, key_slot
 from zephyr.store.record import HybridLogicalClock, pack_record
 from zephyr.store.store import Store
@@ -285,6 +293,33 @@ def test_ghosts_fill_pages_of_their_own_and_a_slot_is_done_with_the_last_of_them
     assert 10 < pages < 20
 
 
+def test_who_has_nothing_of_a_slot_and_did_not_own_it_lately_sends_no_ghosts_and_skips_no_key():
+    source = Side("n1")
+    version = source.clock.stamp(UNIX_MS)
+    first, second = key_slot(KEYS[0]), key_slot(KEYS[1])
+    source.store.remember_ghosts(first, {1: version})
+    source.put(KEYS[1], b"value")
+    status, payload = source.levels.serve((struct.pack(">2H", first, second), b"zzz"))
+    assert status == Status.OK
+    assert [key for key, _ in payload[0]] == [KEYS[1]]
+    assert payload[3:] == ((first,), b"")
+    source.levels.ring_changed(ring("n1"), at(1))
+    source.levels.ring_changed(ring("n2"), at(2))
+    assert len(source.levels.serve((struct.pack(">2H", first, second), b""))[1][4]) == 26
+
+
+def test_a_floor_stands_in_the_way_of_nothing_that_is_fetched_anew():
+    cluster = filled("n1", "n2", "n3")
+    for key in KEYS:
+        store = cluster.sides["n1"].store
+        store.drop_slot(key_slot(key))
+        store._raise_floor(key_slot(key), cluster.sides["n2"].clock.stamp(at(50).unix_ms))
+    cluster.sides["n1"].levels.begin_anew(at(cluster.second))
+    cluster.settle()
+    assert_complete(cluster)
+    assert not any(cluster.sides["n1"].store.floor(key_slot(key)).strip(b"\0") for key in KEYS)
+
+
 def test_a_ghost_from_a_clock_far_ahead_is_refused():
     side = Side("n1")
     side.levels.ring_changed(ring("n1", "n2"), at(1))
@@ -489,26 +524,29 @@ class Loner:
 
 
 PAGES = SLOTS // SLOTS_MAX
-"""From each other owner, at least, where each of three slots in five is owned."""
+"""From each source, where this node owns every slot."""
 
 
 def test_without_etcd_who_was_alone_fetches_what_the_others_have():
     node = Loner()
     assert node.hears_of("a") >= PAGES
-    assert node.hears_of("b") >= 2 * PAGES, "it has just started: these may have been there before"
+    assert node.hears_of("b") >= PAGES, "it has just started: this one may have been there before"
+    node.second += RINGS_KEPT_S + 1
+    assert node.hears_of("c") == 0
 
 
 def test_without_etcd_newcomers_that_meet_first_fetch_what_the_others_have():
     node = Loner()
     node.hears_of("a")
-    node.second += NEWCOMER_S
-    assert node.hears_of("b", "c", "d") >= 2 * PAGES
+    node.second += RINGS_KEPT_S + 1
+    assert node.hears_of("b") < PAGES
+    assert node.hears_of("c", "d") > 2 * PAGES, "with who came a moment before"
 
 
 def test_without_etcd_a_member_that_comes_to_a_ring_is_asked_for_nothing():
     node = Loner()
     node.hears_of("a", "b", "c")
-    node.second += NEWCOMER_S
+    node.second += RINGS_KEPT_S + 1
     assert node.hears_of("d", "e") == 0
 
 

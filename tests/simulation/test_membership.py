@@ -11,6 +11,7 @@ from zephyr.etcd.registration import encode_registration
 from zephyr.events import EvictionRequested, HoldReleaseRequested
 from zephyr.model import Failure, Member, MemberView, Outcome, ReadRequest, WriteRequest
 from zephyr.replication import leftovers
+from zephyr.replication.level import Levels
 from zephyr.ring.ring import key_slot
 
 IDS = ["n1", "n2", "n3", "n4", "n5"]
@@ -757,6 +758,43 @@ def test_whom_the_others_went_on_without_fetches_what_they_wrote_though_all_owne
     cluster.wait(3)
     outcomes = [item if isinstance(item, Outcome) else cluster.simulation.outcomes[item] for item in asked]
     assert [key for key, outcome in zip(cluster.keys, outcomes, strict=True) if outcome.record is None] == []
+
+
+@pytest.mark.parametrize(("seed", "split_s"), [(1, 14), (2, 20)])
+def test_what_a_minority_with_etcd_wrote_is_fetched_by_a_majority_whose_leases_ended(seed, split_s):
+    cluster = Cluster(seed, replicas=3)
+    cluster.keys = [b"key-%d" % number for number in range(100)]
+    cluster.started()
+    cluster.split("n4", "n5")
+    cluster.cut_from_etcd("n1", "n2", "n3")
+    cluster.wait(split_s)
+    assert cluster.rings()["n4"] == ["n4", "n5"]
+    assert cluster.rings()["n1"] == IDS
+    for key in cluster.keys:
+        cluster.simulation.submit("n4", WriteRequest(key, b"new"))
+    cluster.wait(0.3)
+    assert cluster.node("n4").store.items == len(cluster.keys)
+    cluster.heal()
+    cluster.wait(12)
+    assert cluster.rings() == dict.fromkeys(IDS, IDS)
+    for key in cluster.keys:
+        slot = key_slot(key)
+        for owner in cluster.node("n1").ring.owners(slot):
+            assert cluster.node(owner).store.peek(slot, key, 0) is not None, (owner, key)
+
+
+@pytest.mark.parametrize("is_wiped", [True, False])
+def test_nobody_begins_anew_after_an_outage_of_etcd_in_which_all_leases_ended(cluster, monkeypatch, is_wiped):
+    anew = []
+    monkeypatch.setattr(Levels, "begin_anew", lambda self, now: anew.append(now))
+    cluster.cut_from_etcd(*IDS)
+    cluster.wait(SETTINGS.lease_ttl + 10)
+    if is_wiped:
+        cluster.simulation.etcd.wipe()
+    cluster.heal()
+    cluster.wait(SETTINGS.takeover_max + 5)
+    assert set(cluster.authorities().values()) == {"both"}
+    assert anew == []
 
 
 @pytest.mark.parametrize(("seed", "outage_s"), [(3, 9.7), (3, 9.8), (6, 9.2), (5, 9.2)])

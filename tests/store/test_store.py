@@ -416,6 +416,20 @@ def test_a_deletion_before_a_value_that_expired_elsewhere_says_no_more_than_that
     store.check_invariants()
 
 
+def test_a_deletion_stands_where_there_is_no_room_for_what_came_after_it():
+    store, writer = make(ghosts=1), Writer()
+    before, deletion = writer.value(START_MS), writer.tombstone(START_MS)
+    put(store, b"{a}own", writer.value(START_MS, ttl_ms=1000), START_MS)
+    put(store, b"{a}key", deletion, START_MS)
+    store.expire(START_MS + 2000, 10)
+    other = make()
+    put(other, b"{a}key", writer.value(START_MS, ttl_ms=1), START_MS)
+    other.expire(START_MS + 2000, 10)
+    store.remember_ghosts(key_slot(b"{a}"), other.slot_ghosts(key_slot(b"{a}")))
+    assert not fetch(store, b"{a}key", before, START_MS).applied
+    store.check_invariants()
+
+
 def test_ghosts_of_others_push_none_of_this_nodes_own_out():
     store, writer = make(ghosts=2), Writer()
     put(store, b"{a}own", writer.value(START_MS, ttl_ms=1000), START_MS)

@@ -619,12 +619,14 @@ class Coordinator:
             return []
         return [self._call(running, keeper, Operation.KEEP, (owner, running.request.key, running.record), now)]
 
-    def _hint(self, running: _Running, owners: list[NodeId]) -> None:
+    def _hint(self, running: _Running, owners: list[NodeId], now: Instant) -> None:
         """Keep what was written for owners that missed it."""
         for node_id in owners:
             if node_id != self._id:
                 self.hints.keep(node_id, running.request.key, running.record, running.deadline_s)
                 self.due_s = min(self.due_s, self.hints.deadline())
+            elif self._id in self.ring.owners(running.slot):  # It was not sure of that at its turn.
+                self.replica.write(running.slot, running.request.key, running.record, now)
 
     # --- updates ------------------------------------------------------------------------------------
 
@@ -643,7 +645,7 @@ class Coordinator:
             return [self._call(running, first, Operation.UPDATE, encode_update(request, left_ms), now)]
         if not self._lines.join(request.key, running.request_id):
             detail = f"{UPDATES_IN_LINE_MAX} updates of this key wait for each other"
-            return self._end(running, Outcome(Failure.OVERLOADED, detail, answered=0, asked=0))
+            return self._end(running, Outcome(Failure.OVERLOADED, detail, answered=0, asked=0), now)
         if not self._lines.is_first(request.key, running.request_id):
             running.parked = "line"
             return []
@@ -653,11 +655,11 @@ class Coordinator:
         need = self._need(self.settings.read_quorum, owners)
         if need > len(owners):
             detail = f"{need} replicas are to be read, the cluster keeps {len(owners)} now"
-            return self._end(running, Outcome(Failure.UNAVAILABLE, detail, answered=0, asked=0))
+            return self._end(running, Outcome(Failure.UNAVAILABLE, detail, answered=0, asked=0), now)
         preferred = self._preferred(owners, need, now)
         if need > len(preferred):
             detail = f"{len(preferred)} of the key's {len(owners)} replicas can be reached, {need} are to be read"
-            return self._end(running, Outcome(Failure.UNAVAILABLE, detail, answered=0, asked=0))
+            return self._end(running, Outcome(Failure.UNAVAILABLE, detail, answered=0, asked=0), now)
         running.rounds += 1
         running.change = None
         running.machine = QuorumRead(preferred, need)
@@ -694,11 +696,11 @@ class Coordinator:
         decided = decide(request, standing, unix_ms)
         if type(decided) is Outcome:
             decided.answered, decided.asked = read.answered, read.asked
-            return self._end(running, decided)
+            return self._end(running, decided, now)
         assert type(decided) is Change
         need = self._need(request.quorum or self.settings.write_quorum, owners)
         if need > len(owners) or not self._lines.has(request.key, running.request_id):
-            return self._end(running, Outcome(Failure.UNAVAILABLE, "the owners changed", answered=0, asked=0))
+            return self._end(running, Outcome(Failure.UNAVAILABLE, "the owners changed", answered=0, asked=0), now)
         running.change = decided
         machine = running.machine = QuorumWrite(owners, need, is_conditional=True)
         machine.existed = standing is not None
@@ -853,7 +855,7 @@ class Coordinator:
         if type(machine) is QuorumWrite:
             self._take_write_reply(running, machine, node_id, (status, payload), now)
             if machine.has_missed:
-                self._hint(running, machine.missed())
+                self._hint(running, machine.missed(), now)
         elif type(machine) is QuorumRead and status == _OK and _is_read(payload):
             found, _, mark = payload
             if machine.best is not None and machine.is_late_behind((found or b"")[:VERSION_BYTES], mark):
@@ -890,7 +892,7 @@ class Coordinator:
             machine.end = Outcome(failure, f"{node_id}: {reason}", answered=0)
         if running.is_answered:
             if type(machine) is QuorumWrite:
-                self._hint(running, machine.missed())
+                self._hint(running, machine.missed(), now)
             if not running.call_ids:
                 self._finish(running)
             return []
@@ -928,9 +930,9 @@ class Coordinator:
         if is_doubtful and running.doubted_count < DOUBTED_MAX:  # Who is not sure is so again in a moment.
             running.doubted_count += 1
             return effects + self._park(running, now)
-        return effects + self._end(running, outcome)
+        return effects + self._end(running, outcome, now)
 
-    def _end(self, running: _Running, outcome: Outcome) -> list[Effect]:
+    def _end(self, running: _Running, outcome: Outcome, now: Instant) -> list[Effect]:
         """Answer the client. A write whose other owners may yet answer stays as a tail."""
         machine = running.machine
         if outcome.record is not None and record_is_tombstone(outcome.record):
@@ -938,10 +940,10 @@ class Coordinator:
         is_room = outcome.failure is None and self._is_room_for_tail(running)
         if type(machine) is QuorumWrite:
             if outcome.failure is None:
-                self._hint(running, machine.missed())
+                self._hint(running, machine.missed(), now)
             is_partial = outcome.failure is Failure.UNKNOWN and machine.answered > 0
             if is_partial or (outcome.failure is None and not is_room):
-                self._hint(running, machine.give_up())
+                self._hint(running, machine.give_up(), now)
                 self._release_calls(running)
         if type(running.request) is UpdateRequest:
             self._lines.leave(running.request.key, running.request_id)
@@ -1003,7 +1005,7 @@ class Coordinator:
         if was_applied:
             # Maybe: the first round went to some owner.
             outcome = Outcome(Failure.UNKNOWN, outcome.detail, answered=0, asked=len(owners))
-        return self._end(running, outcome)
+        return self._end(running, outcome, now)
 
     # --- not sure to be an owner ----------------------------------------------------------------------
 
@@ -1072,7 +1074,7 @@ class Coordinator:
                 continue
             if self._unconfirmed and self._unconfirmed[0][0] <= now.monotonic_s:
                 running = self._requests[self._unconfirmed.popleft()[1]]
-                effects += self._end(running, self._unconfirmed_outcome(running, now))
+                effects += self._end(running, self._unconfirmed_outcome(running, now), now)
                 continue
             if self._impatience and self._impatience[0][0] <= now.monotonic_s:
                 effects += self._ask_somebody_else(self._requests[heapq.heappop(self._impatience)[1]], now)
@@ -1098,10 +1100,12 @@ class Coordinator:
         machine = running.machine
         if running.is_answered:
             if type(machine) is QuorumWrite:
-                self._hint(running, machine.give_up())
+                self._hint(running, machine.give_up(), now)
             self._finish(running)
             return []
-        return self._end(running, self._unconfirmed_outcome(running, now) if machine is None else machine.timed_out())
+        return self._end(
+            running, self._unconfirmed_outcome(running, now) if machine is None else machine.timed_out(), now
+        )
 
 
 _FAILURES: dict[int, Failure] = {

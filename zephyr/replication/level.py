@@ -10,7 +10,11 @@ is at once. Until then the node takes writes, and its reads count to no quorum (
 
 Who is called dead and still stands in the ring is waited for, until it answers or leaves the ring: it may only be cut
 off, and have what those who answered lack. What a member had that is dead and out of the ring is gone with it; but a
-node that begins anew waits for a moment even so, since it may have been the one that was cut off.
+node that begins anew waits for a moment even so, since it may have been the one that was cut off. It asks every member:
+the others may have had a ring that it never saw.
+
+Without etcd each node has a ring of its own for a time: when it starts, and after a split. So where half of the ring or
+more are strangers, who were not in it `RINGS_KEPT_S` ago, they are asked for all of this node's slots, each once.
 
     PULL request   (slots, 2 bytes each; the key to go on after, or empty)
     reply          (pairs of key and record, tombstones included; how many slots are done; the last key of the next one;
@@ -105,6 +109,10 @@ class Levels:
         self._earlier: deque[tuple[Ring, float]] = deque(maxlen=RINGS_MAX)
         """The rings before, and until when each was used."""
         self._waits_until_s = -inf
+        self._strangers: tuple[NodeId, ...] = ()
+        """Who is asked for every slot of this node, whoever owns it, by the scan that is under way."""
+        self._met_s: dict[NodeId, float] = {}
+        """Strangers of late -> monotonic seconds at which they were asked."""
         self._members: frozenset[NodeId] = frozenset()
         """Who is in the ring."""
         self._cursor = SLOTS
@@ -122,7 +130,8 @@ class Levels:
         """Whether an owned slot holds all that it should."""
         if slot < self._cursor:
             return slot not in self._pending
-        return slot not in self._pending and (self._id in self._held.owners(slot) or not self._asked_of(slot))
+        was_held = self._id in self._held.owners(slot) or not self._asked_of(slot)
+        return slot not in self._pending and was_held and not self._strangers
 
     @property
     def pending(self) -> int:
@@ -147,8 +156,11 @@ class Levels:
 
     # --- the ring changes -----------------------------------------------------------------------------
 
-    def ring_changed(self, ring: Ring, now: Instant) -> None:
-        """Use another ring from now on: see, slice by slice, what this node came to own."""
+    def ring_changed(self, ring: Ring, now: Instant, *, is_etcds: bool = True) -> None:
+        """Use another ring from now on: see, slice by slice, what this node came to own.
+
+        `is_etcds`: there is an etcd, whose word all rings follow in the end.
+        """
         while self._cursor < SLOTS:  # The changes before this one are settled first.
             self._scan()
         if ring.members != self._ring.members:  # Else another digest of the same owners.
@@ -156,6 +168,22 @@ class Levels:
         self._forget_earlier(now)
         self._held, self._ring, self._cursor = self._ring, ring, 0
         self._members = frozenset(member.id for member in ring.members)
+        self._strangers = () if is_etcds else self._strangers_in(now)
+
+    def _strangers_in(self, now: Instant) -> tuple[NodeId, ...]:
+        """Return who is to be asked for all of this node's slots, since half of the ring, or more, is new to it."""
+        before = {member.id for member in self._earlier[0][0].members} if self._earlier else self._members
+        came = [node_id for node_id in self._members if node_id not in before and node_id != self._id]
+        self._met_s = {
+            node_id: met_s
+            for node_id, met_s in self._met_s.items()
+            if node_id in self._members and met_s + RINGS_KEPT_S >= now.monotonic_s
+        }
+        if 2 * len(came) < len(self._members):
+            return ()
+        strangers = tuple(node_id for node_id in came if node_id not in self._met_s)
+        self._met_s.update(dict.fromkeys(strangers, now.monotonic_s))
+        return strangers
 
     def _forget_earlier(self, now: Instant) -> None:
         while self._earlier and self._earlier[0][1] + RINGS_KEPT_S < now.monotonic_s:
@@ -171,14 +199,18 @@ class Levels:
         self._calls = {}
         self._forget_earlier(now)
         self._held, self._cursor = self._nothing, 0
+        self._strangers = tuple(node_id for node_id in self._members if node_id != self._id)
         self._waits_until_s = now.monotonic_s + OUTSIDER_WAIT_S
 
     def _scan(self) -> None:
         """Look at one slice of slots."""
         end = min(self._cursor + SCAN_SLOTS, SLOTS)
         gained = self._ring.gained(self._held, self._id, self._cursor, end)
-        found = [(len(asked), slot, asked) for slot in gained if (asked := self._asked_of(slot))]
-        for _, slot, asked in sorted(found):
+        asked_of = {slot: self._asked_of(slot) for slot in gained}
+        if self._strangers:
+            for slot in self._ring.gained(self._nothing, self._id, self._cursor, end):
+                asked_of[slot] = list(dict.fromkeys((*asked_of.get(slot, ()), *self._strangers)))
+        for _, slot, asked in sorted((len(asked), slot, asked) for slot, asked in asked_of.items() if asked):
             self._store.forget_floor(slot)
             for node_id in asked:
                 if node_id not in self._sources:
@@ -188,6 +220,7 @@ class Levels:
                     self._pending[slot] = self._pending.get(slot, 0) + 1
         self._cursor = end
         if end == SLOTS:
+            self._strangers = ()
             for slot in [item for item in self._pending if self._id not in self._ring.owners(item)]:
                 self._settle(slot)
 
@@ -313,7 +346,7 @@ class Levels:
             if not items and self._id not in self._ring.owners(slot):
                 refused.append(slot)
                 if ghosts and not any(self._id in ring.owners(slot) for ring, _ in self._earlier):
-                    continue
+                    ghosts = {}
             for key, record in items:
                 if key > after_key:
                     if not page.takes(key, record):

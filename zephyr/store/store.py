@@ -16,7 +16,7 @@ and loses nothing. While a slot is fetched from its other owners, neither the fl
 stands in the way: this node forgot and evicted, they did not. Of what another owner evicted only the older is refused.
 
 Invariants (`check_invariants`): counts and bytes are those of the entries; each slot's digest is that of its
-values and tombstones; a floor never falls.
+values and tombstones; a floor falls only where its slot is fetched anew.
 """
 
 from __future__ import annotations
@@ -247,6 +247,9 @@ class Store:
             for key_hash, version in ghosts.items()
             if version != VERSION_ZERO and (mark := just_below(version)) > known.get(key_hash, VERSION_ZERO)
         }
+        room = min(GHOSTS_OF_SLOT_MAX - len(known), self._ghosts_max - len(self._ghost_line))
+        for key_hash in [item for item in marks if item not in known][max(0, room) :]:
+            del marks[key_hash]
         if not marks:
             return
         newest = max(marks.values())
@@ -258,9 +261,7 @@ class Store:
                 self._remove_tombstone(slot, key)
                 self._digests[slot] = self._digests.get(slot, 0) ^ entry_digest(key, record)
         for key_hash, version in marks.items():
-            is_room = len(known) < GHOSTS_OF_SLOT_MAX and len(self._ghost_line) < self._ghosts_max
-            if is_room or key_hash in known:
-                self._remember_ghost(slot, key_hash, version)
+            self._remember_ghost(slot, key_hash, version)
 
     def forget_floor(self, slot: int) -> None:
         """Begin to fetch a slot: what is absent here says nothing, before it has been."""
