@@ -761,7 +761,7 @@ def test_whom_the_others_went_on_without_fetches_what_they_wrote_though_all_owne
 
 
 @pytest.mark.parametrize(("seed", "split_s"), [(1, 14), (2, 20)])
-def test_what_a_minority_with_etcd_wrote_is_fetched_by_a_majority_whose_leases_ended(seed, split_s):
+def test_a_majority_whose_leases_ended_fetches_what_a_minority_wrote(seed, split_s):
     cluster = Cluster(seed, replicas=3)
     cluster.keys = [b"key-%d" % number for number in range(100)]
     cluster.started()

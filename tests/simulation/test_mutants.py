@@ -14,6 +14,7 @@ from zephyr.etcd.lease import EtcdMembership
 from zephyr.evictions import Evictions
 from zephyr.replication import leftovers
 from zephyr.replication.leftovers import Leftovers
+from zephyr.replication.level import Levels
 
 
 def started(scenario: Callable[[Cluster], None]) -> Callable[[pytest.MonkeyPatch], None]:
@@ -43,6 +44,14 @@ class Mutant:
     name: str
     replacement: object
     scenario: Callable[[pytest.MonkeyPatch], None]
+
+
+BEGIN_ANEW = Levels.begin_anew
+
+
+def asks_owners_alone(levels, now):
+    BEGIN_ANEW(levels, now)
+    levels._strangers = ()
 
 
 def always_a_majority(evictions, heard, now):
@@ -150,6 +159,14 @@ MUTANTS = {
     "what is owned no more is dropped at once": Mutant(
         leftovers, "KEPT_S", 0.0,
         seeded(scenarios.test_a_write_that_one_owner_missed_survives_when_the_other_two_are_replaced_at_once),
+    ),
+    "a majority whose leases ended has missed nothing": Mutant(
+        Reconciler, "may_be_left_out", NEVER,
+        alone(lambda: scenarios.test_a_majority_whose_leases_ended_fetches_what_a_minority_wrote(1, 14)),
+    ),
+    "who begins anew asks the owners it knows alone": Mutant(
+        Levels, "begin_anew", asks_owners_alone,
+        alone(lambda: scenarios.test_a_majority_whose_leases_ended_fetches_what_a_minority_wrote(1, 14)),
     ),
     "the first to come when all leases have ended waits for nobody": Mutant(
         EtcdMembership, "found_all_lapsed", NEVER,
