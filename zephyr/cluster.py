@@ -22,7 +22,6 @@ commit, but for a provisional one; nobody is routed to whom gossip calls dead; e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import inf
 
 from zephyr.config import Settings
@@ -132,13 +131,14 @@ class Reconciler:
     def may_be_left_out(self) -> bool:
         """Whether the others may have another ring, while etcd's word does not make the one here.
 
-        So it may be where this node was alone for a time, or etcd stood at the side of others, who were not heard and
-        whose leases lasted longer.
+        So it may be where this node was alone for a time, or where others, who were not heard, are registered and it
+        is not: etcd stood at their side.
         """
         if self.etcd is None or self.lead not in ("gossip", "takeover"):
             return False
-        is_registered = self.settings.id in self.etcd.registrations
-        return self._was_alone() or (not is_registered and self._outlasts(self.etcd, self._unheard))
+        registrations = self.etcd.registrations
+        is_missing = self.settings.id not in registrations and any(item in registrations for item in self._unheard)
+        return is_missing or self._was_alone()
 
     def _before(self, at_s: float, now: Instant) -> bool:
         """Whether a moment lies ahead; `deadline` then names it."""
@@ -311,19 +311,14 @@ class Reconciler:
             return False
         if etcd.departed.get(own) == "evicted":
             return True
-        return self._was_alone() and self._outlasts(etcd, self._base)
+        return self._was_alone() and any(
+            item in registrations and registrations[item].member.epoch == member.epoch
+            for item, member in self._base.items()
+        )
 
     def _was_alone(self) -> bool:
         """Whether this node heard a minority for a time, or did not run, since etcd's word made the ring."""
         return self._was_minority or self.stood_still_s > -inf
-
-    def _outlasts(self, etcd: EtcdMembership, owners: Iterable[NodeId]) -> bool:
-        """Whether the registration of any of these owners has lasted all the while."""
-        registrations = etcd.registrations
-        return any(
-            item in registrations and item in self._base and registrations[item].member.epoch == self._base[item].epoch
-            for item in owners
-        )
 
     def _take_over(self, etcd: EtcdMembership, now: Instant) -> list[Effect]:
         """With etcd back: its word counts once everybody who is heard has registered, or after a while.

@@ -18,6 +18,7 @@ from zephyr.replication.level import (
     PAGE_BYTES_MAX,
     PAGE_KEYS_MAX,
     RETRY_S,
+    RINGS_DIFFER_MAX_S,
     RINGS_KEPT_S,
     SLOTS_MAX,
     Levels,
@@ -302,7 +303,7 @@ def test_who_has_nothing_of_a_slot_and_did_not_own_it_lately_sends_no_ghosts_and
     status, payload = source.levels.serve((struct.pack(">2H", first, second), b"zzz"))
     assert status == Status.OK
     assert [key for key, _ in payload[0]] == [KEYS[1]]
-    assert payload[3:] == ((first,), b"")
+    assert payload[4] == b""
     source.levels.ring_changed(ring("n1"), at(1))
     source.levels.ring_changed(ring("n2"), at(2))
     assert len(source.levels.serve((struct.pack(">2H", first, second), b""))[1][4]) == 26
@@ -329,7 +330,7 @@ def test_a_ghost_from_a_clock_far_ahead_is_refused():
         struct.pack(">HQ16s", slot, number, HybridLogicalClock("n2").stamp(at(2).unix_ms + ahead_ms))
         for number, ahead_ms in enumerate((0, 10_000))
     )
-    side.levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), 1, b"", (), ghosts)), at(2))
+    side.levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), 1, b"", b"", ghosts)), at(2))
     assert list(side.store.slot_ghosts(slot)) == [0]
 
 
@@ -400,19 +401,24 @@ def test_a_source_that_fails_is_asked_again_and_one_that_dies_is_waited_for_unti
     assert newcomer.levels.is_done
 
 
-def test_a_source_whose_ring_is_older_is_asked_again_later():
-    cluster = filled("n1", "n2", "n3", "n4", replicas=2)
-    cluster.dead = {"n1": True, "n4": True}
-    late = cluster.sides["n3"]
-    cluster.sides["n2"].levels.ring_changed(ring("n2", "n3", replicas=2), at(1))
-    for _ in range(100):
-        cluster.step()
-    assert not cluster.sides["n2"].levels.is_done, "what n3 does not own yet, it may not have yet"
-    late.levels.ring_changed(ring("n2", "n3", replicas=2), at(1))
-    for _ in range(400):
-        cluster.step(0.05)
-    assert cluster.sides["n2"].levels.is_done
-    assert late.levels.is_done
+def test_a_source_whose_ring_is_older_is_asked_again_for_a_while():
+    before = ring("n1", "n2", "n3", "n4", replicas=2)
+    key = next(key for key in KEYS if "n3" in before.owners(key_slot(key)) and "n2" not in before.owners(key_slot(key)))
+    for is_late in (True, False):
+        cluster = Cluster("n1", "n2", "n3", "n4", replicas=2)
+        cluster.dead = {"n1": True, "n4": True}
+        cluster.second = 2.0
+        cluster.sides["n2"].levels.ring_changed(ring("n2", "n3", replicas=2), at(2))
+        for _ in range(round(RINGS_DIFFER_MAX_S / 0.01) - 10):
+            cluster.step()
+            assert not cluster.sides["n2"].levels.is_done, "it may still take a write for an owner of before"
+        cluster.sides["n3"].put(key, b"late")
+        if not is_late:
+            cluster.sides["n3"].levels.ring_changed(ring("n2", "n3", replicas=2), at(cluster.second))
+        for _ in range(100):
+            cluster.step(0.05)
+        assert cluster.sides["n2"].levels.is_done
+        assert cluster.sides["n2"].value(key) == b"late"
 
 
 def test_after_it_dropped_all_a_node_fetches_all_again():
@@ -483,7 +489,7 @@ def test_who_is_out_of_the_ring_and_never_answers_is_not_waited_for_for_ever():
         for call in levels.poll(living, at(second)):
             if call.node_id == "n2":
                 done = len(call.arguments[0]) // 2
-                levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), done, b"", (), b"")), at(second))
+                levels.on_answered(PeerAnswered(call.call_id, Status.OK, ((), done, b"", b"", b"")), at(second))
         levels.check_invariants()
     assert levels.is_done
 
@@ -503,7 +509,7 @@ class Loner:
         pages = 0
         for effect in self.node.handle(event, at(self.second)):
             if isinstance(effect, SendPeer) and effect.operation == Operation.PULL:
-                answer = ((), len(effect.arguments[0]) // 2, b"", (), b"")
+                answer = ((), len(effect.arguments[0]) // 2, b"", self.node.levels._ring_digest, b"")
                 pages += 1 + self.handle(PeerAnswered(effect.call_id, Status.OK, answer))
         return pages
 

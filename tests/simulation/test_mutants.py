@@ -122,7 +122,11 @@ MUTANTS = {
     ),
     "a wiped etcd's listing is taken at once": Mutant(
         Reconciler, "_is_doubtful", lambda *_: False,
-        started(scenarios.test_a_wiped_etcd_that_comes_and_goes_at_one_node_shrinks_no_ring),
+        seeded(
+            lambda seed: scenarios.test_a_wiped_etcd_that_comes_and_goes_at_one_node_shrinks_no_ring(
+                Cluster(seed).started()
+            )
+        ),
     ),
     "whoever registers anew believes itself level": Mutant(
         Confirmation, "has_missed_writes", lambda *_, **__: False,

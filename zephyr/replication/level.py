@@ -11,18 +11,18 @@ is at once. Until then the node takes writes, and its reads count to no quorum (
 Who is called dead and still stands in the ring is waited for, until it answers or leaves the ring: it may only be cut
 off, and have what those who answered lack. What a member had that is dead and out of the ring is gone with it; but a
 node that begins anew waits for a moment even so, since it may have been the one that was cut off. It asks every member:
-the others may have had a ring that it never saw.
+the others may have had a ring that it never saw. Who owned the slot by no ring that it did see is waited for no longer
+than that one would keep it.
 
 Without etcd each node has a ring of its own for a time: when it starts, and after a split. So where half of the ring or
 more are strangers, who were not in it `RINGS_KEPT_S` ago, they are asked for all of this node's slots, each once.
 
     PULL request   (slots, 2 bytes each; the key to go on after, or empty)
     reply          (pairs of key and record, tombstones included; how many slots are done; the last key of the next one;
-                    those of the slots that the source owns no more, or not yet, and has nothing of;
-                    ghosts, 26 bytes each: slot, hash of the key, version)
+                    a digest of the source's ring; ghosts, 26 bytes each: slot, hash of the key, version)
 
-An owner by this node's ring that says so has another ring still, and is asked again; anybody else has nothing, and is
-done with.
+A source that has another ring is asked again, for up to `RINGS_DIFFER_MAX_S` after this one changed: it may still take
+a write as an owner of before, or not know yet that it is one. With the same ring it passes on what such a write brings.
 
 Ghosts travel since one of the others may have missed the value that expired or was evicted, and has an older one. They
 come after the pairs of their slot, which is done only then. Who has nothing else of a slot, and did not own it lately,
@@ -41,6 +41,8 @@ from collections import OrderedDict, deque
 from collections.abc import Container
 from math import inf
 from typing import Any
+
+import mmh3
 
 from zephyr.config import KEY_BYTES_MAX, SLOTS
 from zephyr.events import CONTROL_CALL_ID_MIN, Effect, PeerAnswered, PeerCallFailed, SendPeer
@@ -67,8 +69,14 @@ RINGS_KEPT_S = 10.0
 OUTSIDER_WAIT_S = 10.0
 """How long a member that is out of the ring is waited for, without a page from it; one that is called dead only by a
 node that begins anew, since it may have been the one that was cut off, and gossip may hear the other."""
+STRANGER_WAIT_S = 3.0
+"""The same of who is asked for a slot that it owns by no ring of this node: it has dropped it by then."""
 RETRY_S = 0.5
-"""After a page that failed, or was refused by a source whose ring is another one still."""
+"""After a page that failed."""
+RINGS_DIFFER_MAX_S = 3.0
+"""While etcd's word is on its way to everybody, rings differ for as long as a watch event takes."""
+RINGS_DIFFER_RETRY_S = 0.1
+"""Before a source is asked again whose ring is another one still."""
 CALL_TIMEOUT_S = 2.0
 SCAN_SLOTS = 2048
 """Slots looked at by one slice after a change of the ring."""
@@ -80,11 +88,15 @@ _GHOST = struct.Struct(f">HQ{VERSION_BYTES}s")
 class _Source:
     """A member that is asked for slots."""
 
-    __slots__ = ("after_key", "call_id", "due_s", "slots", "until_s")
+    __slots__ = ("after_key", "call_id", "due_s", "slots", "strange", "strange_until_s", "until_s")
 
     def __init__(self) -> None:
         self.slots: OrderedDict[int, None] = OrderedDict()
         """Still to be had from it, in the order of asking."""
+        self.strange: dict[int, None] = {}
+        """Those of them, settled ones too, that it owns by no ring of this node."""
+        self.strange_until_s = inf
+        """Until when it is waited for to answer for these."""
         self.after_key = b""
         """Within the first of them, where the next page begins."""
         self.call_id = 0
@@ -109,10 +121,15 @@ class Levels:
         self._earlier: deque[tuple[Ring, float]] = deque(maxlen=RINGS_MAX)
         """The rings before, and until when each was used."""
         self._waits_until_s = -inf
+        self._ring_digest = _digest_of(ring)
+        self._changed_s = -inf
+        """When the ring changed, or this node began anew."""
         self._strangers: tuple[NodeId, ...] = ()
         """Who is asked for every slot of this node, whoever owns it, by the scan that is under way."""
-        self._met_s: dict[NodeId, float] = {}
-        """Strangers of late -> monotonic seconds at which they were asked."""
+        self._since_s: dict[NodeId, float] = {}
+        """Since when each other member is in the ring."""
+        self._met: dict[NodeId, None] = {}
+        """Who of them was asked as a stranger."""
         self._members: frozenset[NodeId] = frozenset()
         """Who is in the ring."""
         self._cursor = SLOTS
@@ -161,29 +178,34 @@ class Levels:
 
         `is_etcds`: there is an etcd, whose word all rings follow in the end.
         """
-        while self._cursor < SLOTS:  # The changes before this one are settled first.
+        is_anew = self._cursor < SLOTS and self._held is self._nothing
+        while self._cursor < SLOTS and not is_anew:  # The changes before this one are settled first.
             self._scan()
         if ring.members != self._ring.members:  # Else another digest of the same owners.
             self._earlier.append((self._ring, now.monotonic_s))
         self._forget_earlier(now)
-        self._held, self._ring, self._cursor = self._ring, ring, 0
+        self._held, self._ring, self._cursor = self._nothing if is_anew else self._ring, ring, 0
         self._members = frozenset(member.id for member in ring.members)
-        self._strangers = () if is_etcds else self._strangers_in(now)
+        if ring.members != self._held.members or is_anew:
+            self._ring_digest, self._changed_s = _digest_of(ring), now.monotonic_s
+        if is_anew and self._strangers:
+            self._strangers = self._others()
+        else:
+            self._strangers = () if is_etcds else self._strangers_in(now)
 
     def _strangers_in(self, now: Instant) -> tuple[NodeId, ...]:
         """Return who is to be asked for all of this node's slots, since half of the ring, or more, is new to it."""
-        before = {member.id for member in self._earlier[0][0].members} if self._earlier else self._members
-        came = [node_id for node_id in self._members if node_id not in before and node_id != self._id]
-        self._met_s = {
-            node_id: met_s
-            for node_id, met_s in self._met_s.items()
-            if node_id in self._members and met_s + RINGS_KEPT_S >= now.monotonic_s
-        }
+        self._since_s = {node_id: self._since_s.get(node_id, now.monotonic_s) for node_id in self._others()}
+        self._met = {node_id: None for node_id in self._met if node_id in self._since_s}
+        came = [node_id for node_id, since_s in self._since_s.items() if since_s + RINGS_KEPT_S > now.monotonic_s]
         if 2 * len(came) < len(self._members):
             return ()
-        strangers = tuple(node_id for node_id in came if node_id not in self._met_s)
-        self._met_s.update(dict.fromkeys(strangers, now.monotonic_s))
+        strangers = tuple(node_id for node_id in came if node_id not in self._met)
+        self._met.update(dict.fromkeys(strangers))
         return strangers
+
+    def _others(self) -> tuple[NodeId, ...]:
+        return tuple(sorted(self._members - {self._id}))
 
     def _forget_earlier(self, now: Instant) -> None:
         while self._earlier and self._earlier[0][1] + RINGS_KEPT_S < now.monotonic_s:
@@ -199,30 +221,41 @@ class Levels:
         self._calls = {}
         self._forget_earlier(now)
         self._held, self._cursor = self._nothing, 0
-        self._strangers = tuple(node_id for node_id in self._members if node_id != self._id)
+        self._strangers, self._changed_s = self._others(), now.monotonic_s
         self._waits_until_s = now.monotonic_s + OUTSIDER_WAIT_S
 
     def _scan(self) -> None:
         """Look at one slice of slots."""
         end = min(self._cursor + SCAN_SLOTS, SLOTS)
         gained = self._ring.gained(self._held, self._id, self._cursor, end)
-        asked_of = {slot: self._asked_of(slot) for slot in gained}
-        if self._strangers:
-            for slot in self._ring.gained(self._nothing, self._id, self._cursor, end):
-                asked_of[slot] = list(dict.fromkeys((*asked_of.get(slot, ()), *self._strangers)))
-        for _, slot, asked in sorted((len(asked), slot, asked) for slot, asked in asked_of.items() if asked):
+        found = [(len(asked), slot, asked) for slot in gained if (asked := self._asked_of(slot))]
+        for _, slot, asked in sorted(found):
             self._store.forget_floor(slot)
             for node_id in asked:
-                if node_id not in self._sources:
-                    self._sources[node_id] = _Source()
-                if slot not in self._sources[node_id].slots:
-                    self._sources[node_id].slots[slot] = None
-                    self._pending[slot] = self._pending.get(slot, 0) + 1
+                self._want(slot, node_id)
+                self._sources[node_id].strange.pop(slot, None)
+        if self._strangers:
+            for slot in self._ring.gained(self._nothing, self._id, self._cursor, end):
+                self._store.forget_floor(slot)
+                for node_id in self._strangers:
+                    if self._want(slot, node_id):
+                        self._sources[node_id].strange[slot] = None
         self._cursor = end
         if end == SLOTS:
             self._strangers = ()
             for slot in [item for item in self._pending if self._id not in self._ring.owners(item)]:
                 self._settle(slot)
+
+    def _want(self, slot: int, node_id: NodeId) -> bool:
+        """Ask a member for a slot. False: it is to be asked for it already."""
+        source = self._sources.get(node_id)
+        if source is None:
+            source = self._sources[node_id] = _Source()
+        if slot in source.slots:
+            return False
+        source.slots[slot] = None
+        self._pending[slot] = self._pending.get(slot, 0) + 1
+        return True
 
     def _asked_of(self, slot: int) -> list[NodeId]:
         """Return who else owns a slot, or did lately."""
@@ -257,6 +290,13 @@ class Levels:
         for node_id in list(self._sources):
             source = self._sources[node_id]
             source.until_s = min(source.until_s, now.monotonic_s + OUTSIDER_WAIT_S)
+            source.strange_until_s = min(source.strange_until_s, now.monotonic_s + STRANGER_WAIT_S)
+            if source.strange and now.monotonic_s >= source.strange_until_s:
+                strange, source.strange = source.strange, {}
+                for slot in strange:
+                    self._settle(slot, node_id)
+                if node_id not in self._sources:
+                    continue
             is_awaited = now.monotonic_s < (source.until_s if node_id in living else self._waits_until_s)
             if node_id not in self._members and not is_awaited:
                 for slot in list(source.slots):
@@ -291,11 +331,12 @@ class Levels:
         if source is None or source.call_id != event.call_id:
             return []
         try:
-            pairs, done, after_key, refused, ghosts = _decoded(event, slots)
+            pairs, done, after_key, ring_digest, ghosts = _decoded(event, slots)
         except (ValueError, TypeError):
             return self.on_failed(PeerCallFailed(event.call_id, "another form"), now)
         del self._calls[event.call_id]
-        source.call_id, source.due_s, source.until_s = 0, now.monotonic_s + PAUSE_S, inf
+        source.call_id, source.due_s = 0, now.monotonic_s + PAUSE_S
+        source.until_s = source.strange_until_s = inf
         wanted = dict.fromkeys(slots)
         for key, record in pairs:
             slot = key_slot(key)
@@ -304,11 +345,11 @@ class Levels:
         for slot, of_slot in ghosts.items():
             if slot in wanted and self._id in self._ring.owners(slot):
                 self._take_ghosts(slot, of_slot, now)
+        if ring_digest != self._ring_digest and now.monotonic_s < self._changed_s + RINGS_DIFFER_MAX_S:
+            source.due_s, source.after_key = now.monotonic_s + RINGS_DIFFER_RETRY_S, b""
+            return []
         for slot in slots[:done]:
-            if slot in refused and node_id in self._ring.owners(slot):
-                source.due_s = now.monotonic_s + RETRY_S
-            else:
-                self._settle(slot, node_id)
+            self._settle(slot, node_id)
         if node_id in self._sources:  # Within a slot that is the first still, and was not lost meanwhile.
             goes_on = done < len(slots) and next(iter(source.slots)) == slots[done]
             source.after_key = after_key if goes_on else b""
@@ -338,30 +379,31 @@ class Levels:
                 return Status.BAD_REQUEST, ("slots, and a key to go on after",)
         if any(slot >= SLOTS for slot in slots):
             return Status.BAD_REQUEST, ("no such slot",)
-        page = _Page()
-        refused: list[int] = []
+        page = _Page(self._ring_digest)
         for done, slot in enumerate(slots):
             items = sorted(self._store.slot_items(slot)) if self._store.slot_digest(slot) else []
             ghosts = self._store.slot_ghosts(slot)
-            if not items and self._id not in self._ring.owners(slot):
-                refused.append(slot)
-                if ghosts and not any(self._id in ring.owners(slot) for ring, _ in self._earlier):
-                    ghosts = {}
+            if ghosts and not items and not self._owned_lately(slot):
+                ghosts = {}
             for key, record in items:
                 if key > after_key:
                     if not page.takes(key, record):
-                        return Status.OK, page.payload(done, after_key, refused)
+                        return Status.OK, page.payload(done, after_key)
                     after_key = key
             if not page.takes_ghosts(slot, ghosts):
-                return Status.OK, page.payload(done, after_key, refused)
+                return Status.OK, page.payload(done, after_key)
             after_key = b""
-        return Status.OK, page.payload(len(slots), b"", refused)
+        return Status.OK, page.payload(len(slots), b"")
+
+    def _owned_lately(self, slot: int) -> bool:
+        return any(self._id in ring.owners(slot) for ring in (self._ring, *(ring for ring, _ in self._earlier)))
 
 
 class _Page:
     """A page that is being filled: what does not fit stays for the next one, unless this one is empty."""
 
-    def __init__(self) -> None:
+    def __init__(self, ring_digest: bytes) -> None:
+        self._ring_digest = ring_digest
         self._pairs: list[tuple[bytes, bytes]] = []
         self._ghosts: list[bytes] = []
         self._size_bytes = 0
@@ -378,8 +420,8 @@ class _Page:
         self._ghosts += [_GHOST.pack(slot, key_hash, version) for key_hash, version in ghosts.items()]
         return True
 
-    def payload(self, done: int, after_key: bytes, refused: list[int]) -> tuple[Any, ...]:
-        return (tuple(self._pairs), done, after_key, tuple(refused), b"".join(self._ghosts))
+    def payload(self, done: int, after_key: bytes) -> tuple[Any, ...]:
+        return (tuple(self._pairs), done, after_key, self._ring_digest, b"".join(self._ghosts))
 
     def _has_room(self, size_bytes: int) -> bool:
         if self._size_bytes and self._size_bytes + size_bytes > PAGE_BYTES_MAX:
@@ -388,20 +430,25 @@ class _Page:
         return True
 
 
+def _digest_of(ring: Ring) -> bytes:
+    """Return 16 bytes that are equal for rings of equal owners, whatever life each of them is in."""
+    return mmh3.mmh3_x64_128_digest(repr((ring.members, ring.replicas)).encode())
+
+
 def _is_slots(packed: bytes) -> bool:
     return 0 < len(packed) <= 2 * SLOTS_MAX and len(packed) % 2 == 0
 
 
 def _decoded(
     event: PeerAnswered, slots: tuple[int, ...]
-) -> tuple[tuple[tuple[bytes, bytes], ...], int, bytes, tuple[int, ...], dict[int, dict[int, Version]]]:
-    """Read a page: (pairs, slots done, key to go on after, slots refused, ghosts of slots).
+) -> tuple[tuple[tuple[bytes, bytes], ...], int, bytes, bytes, dict[int, dict[int, Version]]]:
+    """Read a page: (pairs, slots done, key to go on after, digest of the ring, ghosts of slots).
 
     Raises ValueError or TypeError.
     """
     if event.status != Status.OK:
         raise ValueError("not ok")
-    pairs, done, after_key, refused, packed_ghosts = event.payload
+    pairs, done, after_key, ring_digest, packed_ghosts = event.payload
     if type(done) is not int or not 0 <= done <= len(slots) or type(after_key) is not bytes:
         raise ValueError("page")
     for key, record in pairs:
@@ -409,11 +456,11 @@ def _decoded(
             raise ValueError("pair")
         if not record_is_valid(record):
             raise ValueError("record")
-    if type(refused) is not tuple or len(refused) > SLOTS_MAX:
-        raise ValueError("refused")
+    if type(ring_digest) is not bytes:
+        raise ValueError("ring")
     if type(packed_ghosts) is not bytes or len(packed_ghosts) > PAGE_BYTES_MAX or len(packed_ghosts) % _GHOST.size:
         raise ValueError("ghosts")
     ghosts: dict[int, dict[int, Version]] = {}
     for slot, key_hash, version in _GHOST.iter_unpack(packed_ghosts):
         ghosts.setdefault(slot, {})[key_hash] = version
-    return pairs, done, after_key, refused, ghosts
+    return pairs, done, after_key, ring_digest, ghosts

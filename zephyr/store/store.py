@@ -247,15 +247,15 @@ class Store:
             for key_hash, version in ghosts.items()
             if version != VERSION_ZERO and (mark := just_below(version)) > known.get(key_hash, VERSION_ZERO)
         }
-        room = min(GHOSTS_OF_SLOT_MAX - len(known), self._ghosts_max - len(self._ghost_line))
-        for key_hash in [item for item in marks if item not in known][max(0, room) :]:
-            del marks[key_hash]
         if not marks:
             return
         newest = max(marks.values())
         for key, record in list(self._slots.get(slot, {}).items()):
             if record and record_version(record) <= newest and record_version(record) <= marks.get(_key_hash(key), b""):
                 self._remove(slot, key, record)
+        room = min(GHOSTS_OF_SLOT_MAX - len(known), self._ghosts_max - len(self._ghost_line))
+        for key_hash in [item for item in marks if item not in known][max(0, room) :]:
+            del marks[key_hash]
         for key, record in list(self._tombstones.get(slot, {}).items()):
             if record_version(record) <= newest and record_version(record) <= marks.get(_key_hash(key), b""):
                 self._remove_tombstone(slot, key)
