@@ -416,6 +416,18 @@ def test_a_deletion_before_a_value_that_expired_elsewhere_says_no_more_than_that
     store.check_invariants()
 
 
+def test_what_is_older_than_a_ghost_goes_even_where_there_is_no_room_for_the_ghost():
+    store, other, writer = make(ghosts=1), make(), Writer()
+    put(store, b"{a}own", writer.value(START_MS, ttl_ms=1000), START_MS)
+    put(store, b"{a}key", writer.value(START_MS), START_MS)
+    store.expire(START_MS + 2000, 10)
+    put(other, b"{a}key", writer.value(START_MS, ttl_ms=1), START_MS)
+    other.expire(START_MS + 2000, 10)
+    store.remember_ghosts(key_slot(b"{a}"), other.slot_ghosts(key_slot(b"{a}")))
+    assert get(store, b"{a}key", START_MS + 2000) is None
+    store.check_invariants()
+
+
 def test_a_deletion_stands_where_there_is_no_room_for_what_came_after_it():
     store, writer = make(ghosts=1), Writer()
     before, deletion = writer.value(START_MS), writer.tombstone(START_MS)
