@@ -318,6 +318,19 @@ def test_the_only_owner_does_not_follow_a_jump_of_its_clock_for_a_while(jump_ms)
         assert version_unix_ms(coordinator.begin_write(WriteRequest(b"key", b"w"), later).version) == later.unix_ms
 
 
+def test_the_only_owner_stamps_nothing_beside_what_others_refused_since_its_clock_jumped():
+    coordinator = build("n1", "n2", "n3")
+    coordinator.skew.heard("n2", at(1).unix_ms, at(1))
+    jumped = Instant(2.0, at(2).unix_ms + 3_600_000)
+    for call in sends(coordinator.begin_write(WriteRequest(b"key", b"v"), jumped).effects):
+        coordinator.replied(call.call_id, Status.CLOCK_SKEW, (at(2).unix_ms,), jumped)
+    coordinator.ring_changed(ring("n1"), view(b"ring-two", 6), at(2))
+    later = Instant(3.0, at(3).unix_ms + 3_600_000)
+    assert version_unix_ms(coordinator.begin_write(WriteRequest(b"key", b"w"), later).version) == at(3).unix_ms
+    counted = coordinator.begin_update(UpdateRequest(b"other", "increment", step=1), later)
+    assert version_unix_ms(counted.version) == at(3).unix_ms
+
+
 def test_the_only_owner_follows_its_clock_where_no_peer_ever_agreed_or_one_agrees_now():
     for peer in ("", "n2"):
         coordinator = build("n1")

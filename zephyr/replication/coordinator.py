@@ -346,7 +346,7 @@ class Coordinator:
         return self.settings.quorum(wanted, replicas)
 
     def _write_alone(self, request: WriteRequest, slot: int, now: Instant) -> Outcome:
-        unix_ms = self.skew.steady_unix_ms(now)
+        unix_ms = self._settled_unix_ms(now, is_alone=True)
         version = self.clock.stamp(unix_ms)
         applied = self.replica.write(slot, request.key, self._record(request, version, now), now)
         if not applied.applied:
@@ -579,14 +579,19 @@ class Coordinator:
 
     def _stamp(self, running: _Running, owners: tuple[NodeId, ...], now: Instant) -> Version:
         """Return a version above what stands here."""
+        unix_ms = self._settled_unix_ms(now, is_alone=len(owners) == 1)
         if self._id in owners:
             here, _ = self.store.standing(running.slot, running.request.key, now.unix_ms)
             if here is not None:
                 self.clock.observe(record_version(here), now.unix_ms)
-        if len(owners) == 1:
-            return self.clock.stamp(self.skew.steady_unix_ms(now))
-        self.clock.settle(now.unix_ms)
-        return self.clock.stamp(now.unix_ms)
+        return self.clock.stamp(unix_ms)
+
+    def _settled_unix_ms(self, now: Instant, *, is_alone: bool) -> int:
+        """Return the time to stamp with, and forget stamps that are far ahead of it: others refused them."""
+        unix_ms = self.skew.steady_unix_ms(now) if is_alone else now.unix_ms
+        if not is_alone or unix_ms != now.unix_ms:
+            self.clock.settle(unix_ms)
+        return unix_ms
 
     def _write_or_wait(self, running: _Running, machine: QuorumWrite, now: Instant) -> list[Effect]:
         """Write here; or, unless this node's clock is known to be right, wait until somebody else has taken the stamp.
